@@ -1,0 +1,186 @@
+"""What an evaluation says: the shape of `metrics.json`, read by the report, `compare` and the API.
+
+Shares and accuracies are in [0, 1], latencies in seconds, money in US dollars. None means unknown (or
+not applicable), never zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from distillctl.types import JSON
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(Result):
+    """An estimate with its 95 % interval; `method` names how it was made."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+
+class Count(Result):
+    """`k` of `n`, with the Wilson interval of the share."""
+
+    k: int
+    n: int
+    share: Interval
+
+
+class LabelScores(Result):
+    """One label: how often it is right when said (precision) and said when right (recall)."""
+
+    label: str
+    support: int  # items whose expected label this is
+    precision: float | None  # None: never said
+    recall: float | None  # None: never expected
+    f1: float | None
+
+
+class CalibrationBin(Result):
+    """Items of similar confidence: their mean confidence and the share that was right."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(Result):
+    """How far stated probabilities can be believed, on the test split.
+
+    temperature: fitted on the dev split by negative log-likelihood; brier and ece after it.
+    """
+
+    temperature: float | None
+    brier: float
+    ece: float
+    bins: list[CalibrationBin]
+
+
+class Latency(Result):
+    """Wall time of one request at the client. source: "measured" one at a time, or "recorded"."""
+
+    source: Literal["measured", "recorded"]
+    n: int
+    p50: Interval
+    p95: Interval | None  # None where n is too small to say
+
+
+class Throughput(Result):
+    """Answers per second when many are asked at once."""
+
+    per_second: float
+    at_once: int
+
+
+class Cost(Result):
+    """What 1,000 requests cost, and where the figure comes from (a price table and its date, a bill)."""
+
+    usd_per_1000: float
+    source: str
+
+
+class Confusion(Result):
+    """counts[i][j]: items expected as labels[i] and answered as columns[j]; the last column is
+    "(no valid answer)"."""
+
+    labels: list[str]
+    columns: list[str]
+    counts: list[list[int]]
+
+
+Role = Literal["teacher", "base", "student", "baseline"]
+
+
+class Evaluation(Result):
+    """One entrant on the test split. Missing and unreadable answers count as wrong."""
+
+    name: str
+    role: Role
+    model: str
+    n: int  # planned items, the denominator of everything
+    accuracy: Count
+    invalid: Count  # no answer, or one that could not be read
+    macro_f1: Interval | None = None
+    labels: list[LabelScores] = []
+    confusion: Confusion | None = None
+    parts: dict[str, Interval] = {}  # field or check -> mean score
+    calibration: Calibration | None = None
+    latency: Latency | None = None
+    throughput: Throughput | None = None
+    cost: Cost | None = None
+    replayed: bool = False
+    size_bytes: int | None = None  # of what has to be deployed beside the base model
+
+
+Cell = Literal["inherited", "compression", "both_wrong_differently", "corrected"]
+
+
+class LedgerItem(Result):
+    """One test item on which teacher or student is wrong."""
+
+    id: str
+    cell: Cell
+    prompt: str
+    expected: JSON
+    teacher: JSON  # the parsed value, else the raw output
+    student: JSON
+    student_confidence: float | None = None  # probability it gave its own answer
+    parts: dict[str, float] = {}  # the student's score per field or check
+
+
+class Comparison(Result):
+    """A student against the teacher, item by item. Drops are teacher minus student: above 0 is a loss."""
+
+    student: str
+    n: int
+    both_right: int
+    compression: int  # teacher right, student wrong
+    corrected: int  # teacher wrong, student right
+    inherited: int  # both wrong, with the same answer
+    both_wrong_differently: int
+    drop: Interval  # Tango's score interval for paired shares
+    mcnemar_p: float  # exact, two-sided
+    mcnemar_mid_p: float
+    agreement: Count  # same parsed answer as the teacher, right or wrong
+    speedup: Interval | None  # teacher's median latency over the student's
+    items: list[LedgerItem]
+
+
+class Verdict(Result):
+    """Whether the student can take over, on the recipe's thresholds.
+
+    settled: whether the interval of the drop lies wholly on the verdict's side of its threshold. needed:
+    test items that would settle it if the present estimates hold; None when settled or when no number
+    would. sentence: one plain sentence a person can repeat. reasons: what the verdict rests on.
+    next_steps: what to try, most promising first.
+    """
+
+    student: str
+    word: Literal["viable", "marginal", "not ready"]
+    on_quality_alone: bool  # speed is unknown: never "viable" then
+    settled: bool
+    needed: int | None
+    sentence: str
+    reasons: list[str]
+    next_steps: list[str]
+
+
+class Metrics(Result):
+    """Everything that was measured in one run, against gold answers where `gold`, else the teacher's."""
+
+    format: Literal[1] = 1
+    task_kind: str
+    gold: bool
+    test_digest: str  # of the test items; runs are compared only where it is equal
+    evaluations: list[Evaluation]
+    comparisons: list[Comparison]
+    verdict: Verdict
+    notes: list[str] = []  # what a reader must know: replayed teacher, unknown figures
