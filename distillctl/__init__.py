@@ -1,1 +1,1 @@
-"""distillctl: distil a bounded language-model task into a small student, and learn whether it can take over."""
+"""distillctl: distil a bounded language-model task into a small student, and learn if it can take over."""

@@ -205,7 +205,8 @@ class TextTask(Task):
 
 def build_task(spec: ClassificationSpec | StructuredSpec | TextSpec) -> Task:
     """The task for a recipe's `task` block. Raises RecipeError for a template that cannot be read."""
-    kinds: dict[str, type[Task]] = {"classification": ClassificationTask, "structured": StructuredTask, "text": TextTask}
+    kinds: dict[str, type[Task]] = {
+        "classification": ClassificationTask, "structured": StructuredTask, "text": TextTask}
     return kinds[spec.kind](spec)
 
 

@@ -71,8 +71,9 @@ def write_jsonl(path: Path, rows: Iterable[JSON]) -> int:
     """Write rows as JSON lines atomically; returns how many."""
     count = 0
     with atomic_write(path) as file:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
     return count
 
 

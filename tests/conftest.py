@@ -1,0 +1,35 @@
+"""No test reaches beyond loopback, and none sees the user's keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import pytest
+
+_real_connect = socket.socket.connect
+
+
+def _guarded_connect(self: socket.socket, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        host = address[0]
+        try:
+            local = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = host == "localhost"
+        if not local:
+            raise OSError(f"tests reach loopback only, not {host!r}")
+    return _real_connect(self, address)
+
+
+socket.socket.connect = _guarded_connect
+os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISTILLCTL_TESTING": "1"})
+
+
+@pytest.fixture(autouse=True)
+def _no_real_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.endswith(("_API_KEY", "_TOKEN", "_CREDENTIALS")) or name.startswith(
+                ("OPENAI_", "TOGETHER_", "ANTHROPIC_", "GOOGLE_")):
+            monkeypatch.delenv(name)
