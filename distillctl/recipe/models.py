@@ -229,10 +229,14 @@ class LoraSpec(Strict):
     """Names of the layers to adapt; None: every linear layer but the output head."""
 
 
+DEFAULT_EPOCHS = 3
+
+
 class TrainSpec(Strict):
     """How the student is trained, in terms that every backend translates or says it cannot."""
 
     epochs: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Passes over the training rows; 3 where neither this nor `max_steps` is given."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Optimiser steps; instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
@@ -247,10 +251,17 @@ class TrainSpec(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     lora: LoraSpec = LoraSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("epochs") is None and given.get("max_steps") is None:
+            return {**given, "epochs": DEFAULT_EPOCHS}
+        return given
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
         if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("give `epochs` or `max_steps`, not both")
+            raise ValueError("give `epochs` or `max_steps`, not both (null takes one back)")
         return self
 
 

@@ -1,0 +1,146 @@
+"""Read a recipe: from a file and overrides to checked models, or to every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from distillctl.errors import Problem, RecipeError
+from distillctl.recipe import paths, yaml12
+from distillctl.recipe.checks import Checks
+from distillctl.recipe.models import Recipe
+from distillctl.recipe.overrides import apply_overrides
+from distillctl.recipe.problems import problems_of
+from distillctl.recipe.secrets import hide_keys, holds_key, lines_with_keys
+from distillctl.recipe.yaml12 import Document
+from distillctl.task import Task
+from distillctl.types import JSON
+
+_KEY = "something in the shape of a key stands here; it is not shown"
+_KEY_HINT = ("take it out, revoke it if the file was shared, and name the environment variable that holds "
+             "it: api_key_env: MY_API_KEY")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe that may be used.
+
+    recipe: the checked models, overrides applied and a structured task's JSON Schema inlined. task: its
+    task, built. text: the file as it is, to be kept with the run. base_dir: the folder that its relative
+    paths start from.
+    """
+
+    recipe: Recipe
+    task: Task
+    path: Path
+    text: str
+    base_dir: Path
+    document: Document = field(repr=False, compare=False)
+
+    def resolve(self, relative: str) -> Path:
+        """A path that the recipe names, from the recipe's folder.
+
+        Raises RecipeError for what is no plain path, and for one outside of both the recipe's folder and
+        the current one.
+        """
+        try:
+            return paths.resolve(self.base_dir, relative)
+        except ValueError as error:
+            raise RecipeError(Problem(str(error), where=str(self.path), value=relative)) from None
+
+    def where(self, field_path: str) -> str:
+        """"file:line" of a dotted field, or of the nearest one around it; "--set field" for an override."""
+        return self.document.where(tuple(field_path.split(".")))
+
+    def resolved_json(self) -> dict[str, JSON]:
+        """The recipe as it is used, defaults and nulls written out."""
+        return self.recipe.model_dump(mode="json")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None = None) -> LoadedRecipe:
+    """Read, override and check a recipe. Nothing is written, and no address is contacted.
+
+    overrides: "path.to.field=value", the value in YAML; backend: takes the place of the recipe's.
+    Only the chosen backend can check its `backends` block; see `settings_problems`.
+    Raises RecipeError with all problems, each with its place.
+    """
+    path = Path(path)
+    text, problems = _read(path)
+    _stop_at(problems)
+    places = [f"{path}:{line}" for line in lines_with_keys(text)]
+    places += [f"--set {text.partition('=')[0]}" for text in overrides if holds_key(text)]
+    problems += [Problem(_KEY, place, hint=_KEY_HINT) for place in places]
+    document = yaml12.parse(text, str(path))
+    problems += document.problems
+    if not document.complete:
+        _stop_at(problems)
+    if not isinstance(document.data, dict):
+        what = "the file is empty" if document.data is None else "a recipe must be a mapping at the top"
+        _stop_at([*problems, Problem(what, document.where(()), hint="begin with `name: my-task`, or copy a "
+                                     "recipe with `distillctl init`")])
+    document.problems.clear()
+    apply_overrides(document, overrides, backend)
+    problems += document.problems
+    recipe, errors = _validate(document)
+    blocks = recipe or _valid_blocks(document.data)
+    checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student)
+    _stop_at([*problems, *errors, *checks.run()])
+    assert recipe is not None and checks.built is not None  # else there were problems
+    recipe = recipe.model_copy(update={"task": checks.task})
+    return LoadedRecipe(recipe, checks.built, path, text, path.parent, document)
+
+
+def settings_problems(error: ValidationError, loaded: LoadedRecipe, prefix: str,
+                      model: type[BaseModel] | None = None) -> list[Problem]:
+    """The problems of a backend's settings, with their places in the recipe.
+
+    error: from validating `recipe.backends[name]` (or {} where there is no block); prefix:
+    "backends.<name>"; model: the settings' class, so that the nearest valid names can be told.
+    """
+    return [hide_keys(p) for p in problems_of(error, loaded.document, model, tuple(prefix.split(".")))]
+
+
+def _read(path: Path) -> tuple[str, list[Problem]]:
+    try:
+        if not path.is_file():
+            kind = "this is a folder, not a recipe" if path.is_dir() else "there is no such recipe"
+            return "", [Problem(kind, str(path), hint="`distillctl init` makes one to start from")]
+        with path.open("rb") as file:
+            raw = file.read(yaml12.MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        return "", [Problem(f"the recipe cannot be read: {why}", str(path))]
+    return yaml12.decode(raw, str(path))
+
+
+def _validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
+    try:
+        return Recipe.model_validate(document.data), []
+    except ValidationError as error:
+        return None, problems_of(error, document, Recipe)
+
+
+def _valid_blocks(data: dict[str, JSON]) -> SimpleNamespace:
+    """The blocks that are valid by themselves, so that they are looked at although another is not."""
+    blocks = SimpleNamespace(task=None, data=None, teacher=None, student=None)
+    for name in vars(blocks):
+        annotation = Recipe.model_fields[name].rebuild_annotation()
+        try:
+            setattr(blocks, name, TypeAdapter(annotation).validate_python(data.get(name)))
+        except ValidationError:
+            continue
+    return blocks
+
+
+def _stop_at(problems: Sequence[Problem]) -> None:
+    """Raise RecipeError where there are problems, in the order of the file."""
+    def line(problem: Problem) -> int:
+        number = (problem.where or "").rpartition(":")[2]
+        return int(number) if number.isdecimal() else 0
+
+    if problems:
+        raise RecipeError(*(hide_keys(p) for p in sorted(dict.fromkeys(problems), key=line)))
