@@ -108,21 +108,25 @@ class Prediction:
                    row.get("sample", 0))
 
 
-CallFailure = Literal["rate_limited", "transient", "bad_response", "rejected", "auth", "quota"]
+CallFailure = Literal["rate_limited", "transient", "bad_response", "rejected", "auth", "quota", "setup"]
 """rate_limited, transient, bad_response: may be tried again. rejected: this request never will be
-answered, others may. auth, quota: no request will be answered until the user acts."""
+answered, others may. auth, quota, setup (no such model, a parameter it refuses): no request will be
+answered until the user acts."""
 
 
 class CallFailed(Exception):
     """A predictor could not get an answer. It classifies; the caller decides about another try.
 
-    retry_after: seconds that the provider asked to wait, where it did.
+    retry_after: seconds that the provider asked to wait, where it did. maybe_billed: the provider may
+    have answered, and billed, although nothing usable arrived (a time-out, a lost connection).
     """
 
-    def __init__(self, kind: CallFailure, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, kind: CallFailure, message: str, retry_after: float | None = None,
+                 maybe_billed: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
+        self.maybe_billed = maybe_billed
 
 
 class Predictor(Protocol):

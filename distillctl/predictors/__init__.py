@@ -1,0 +1,68 @@
+"""Predictors: whatever answers prompts. SDKs are imported only where a recipe asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from distillctl import secrets
+from distillctl.errors import MissingExtra, Problem, UsageError
+from distillctl.prices import PricePoint, price_in_recipe, price_of
+from distillctl.recipe.models import AnthropicTeacher, OpenAITeacher, RecordedTeacher
+from distillctl.secrets import Secret
+from distillctl.types import Predictor
+
+LiveTeacher = OpenAITeacher | AnthropicTeacher
+
+
+def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], Path]) -> Predictor:
+    """The recipe's teacher; sends nothing yet. resolve: a path of the recipe, as it lies on disk.
+
+    Raises MissingExtra, UsageError (no key), DataError (a bad recording).
+    """
+    if isinstance(spec, RecordedTeacher):
+        from distillctl.predictors.recorded import RecordedPredictor
+
+        return RecordedPredictor(resolve(spec.outputs), spec.model)
+    _require(spec.provider)
+    key = _key(spec)
+    if isinstance(spec, AnthropicTeacher):
+        from distillctl.predictors.anthropic_chat import AnthropicPredictor
+
+        return AnthropicPredictor(
+            spec.model, api_key=key, base_url=spec.base_url, temperature=spec.temperature,
+            max_tokens=spec.max_tokens, timeout=spec.timeout, price=teacher_price(spec))
+    from distillctl.predictors.openai_chat import OpenAIPredictor
+
+    return OpenAIPredictor(
+        spec.model, base_url=spec.base_url, api_key=key, temperature=spec.temperature,
+        max_tokens=spec.max_tokens, seed=spec.seed, timeout=spec.timeout, price=teacher_price(spec))
+
+
+def teacher_price(spec: LiveTeacher) -> PricePoint | None:
+    """The price of a live teacher: the recipe's, else the table's, else None."""
+    if spec.price is not None:
+        return price_in_recipe(spec.price)
+    return price_of(spec.model, None if spec.base_url else spec.provider, spec.base_url)
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise MissingExtra(Problem(
+            f"a teacher with `provider: {package}` needs the package {package}, which is not installed",
+            field="teacher.provider", hint=f"pip install 'distillctl[{package}]'"))
+
+
+def _key(spec: LiveTeacher) -> Secret | None:
+    if spec.api_key_env is None:
+        return None
+    key = secrets.get(spec.api_key_env)
+    if key is None:
+        own = ", or `api_key_env: null` for a server of your own without a key" if (
+            spec.provider == "openai") else ""
+        raise UsageError(Problem(
+            f"the environment variable {spec.api_key_env} is not set", field="teacher.api_key_env",
+            hint=f"export {spec.api_key_env}=...{own}; without any key, `provider: recorded` with "
+                 f"`outputs: FILE.jsonl` replays answers that you have ({{\"id\", \"output\"}} a line)"))
+    return key

@@ -30,7 +30,7 @@ CREATE TABLE answers (
 ) WITHOUT ROWID;
 CREATE TABLE spend (
   id INTEGER PRIMARY KEY, run TEXT NOT NULL, kind TEXT NOT NULL, ref TEXT NOT NULL,
-  usd REAL, created REAL NOT NULL, UNIQUE (kind, ref)
+  usd REAL, at_most REAL, created REAL NOT NULL, UNIQUE (kind, ref)
 );
 CREATE INDEX spend_run ON spend (run);
 CREATE TABLE jobs (
@@ -45,13 +45,21 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 """
 
+# What no later word changes. Not "lost": a job that another account's key could not see is there again
+# once the right key is back.
+_SETTLED = (*sorted(TERMINAL - {"lost"}), "duplicate")
+
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has spent: `usd` of the items with a known price, and how many had none."""
+    """What a run has spent: `usd` of the items with a known price, and how many had none.
+
+    at_most: the most that those may have cost, as far as a bound was known when they were paid.
+    """
 
     usd: float
     unknown: int
+    at_most: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,11 +158,13 @@ class Ledger:
         return found
 
     def record_answers(self, run: str, kind: str, rows: Iterable[tuple[str, Request, Answer]],
-                       paid: bool) -> None:
+                       paid: bool, at_most: Mapping[str, float] | None = None) -> None:
         """Write answers, on disk when this returns; an answer that is already there stays as it is.
 
         kind: who answered ("teacher", "student"). paid: book each answer's cost, unknown where it has
-        none; False for what costs nothing to ask (a recording, a model on this machine).
+        none; False for what costs nothing to ask (a recording, a model on this machine). A rejected
+        request ("failed") is never booked. at_most: by key, the most that an answer without a known
+        cost can have cost.
         """
         now = self._clock()
         with self._writing() as db:
@@ -162,24 +172,30 @@ class Ledger:
                 added = db.execute(
                     "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)",
                     (key, request.id, request.sample, json.dumps(answer.as_json()), run, now)).rowcount
-                if added and paid:
-                    db.execute("INSERT OR IGNORE INTO spend (run, kind, ref, usd, created) "
-                               "VALUES (?, ?, ?, ?, ?)", (run, kind, key, answer.cost_usd, now))
+                if added and paid and answer.finish != "failed":
+                    db.execute("INSERT OR IGNORE INTO spend (run, kind, ref, usd, at_most, created) "
+                               "VALUES (?, ?, ?, ?, ?, ?)",
+                               (run, kind, key, answer.cost_usd, (at_most or {}).get(key), now))
 
-    def record_spend(self, run: str, kind: str, ref: str, usd: float | None) -> None:
-        """Book a cost once per (kind, ref); a later call updates the amount (a job's bill grows)."""
+    def record_spend(self, run: str, kind: str, ref: str, usd: float | None,
+                     at_most: float | None = None) -> None:
+        """Book a cost once per (kind, ref); a later call updates the amount (a job's bill grows).
+
+        at_most: where `usd` is not known, the most that it can be.
+        """
         with self._writing() as db:
-            db.execute("INSERT INTO spend (run, kind, ref, usd, created) VALUES (?, ?, ?, ?, ?) "
-                       "ON CONFLICT (kind, ref) DO UPDATE SET usd = excluded.usd",
-                       (run, kind, ref, usd, self._clock()))
+            db.execute("INSERT INTO spend (run, kind, ref, usd, at_most, created) VALUES (?, ?, ?, ?, ?, ?) "
+                       "ON CONFLICT (kind, ref) DO UPDATE SET usd = excluded.usd, at_most = excluded.at_most",
+                       (run, kind, ref, usd, at_most, self._clock()))
 
     def spent(self, run: str) -> Spent:
         """What `run` has spent so far."""
         with self._lock:
-            usd, unknown = self._db.execute(
-                "SELECT COALESCE(SUM(usd), 0), COUNT(*) - COUNT(usd) FROM spend WHERE run = ?",
+            usd, unknown, at_most = self._db.execute(
+                "SELECT COALESCE(SUM(usd), 0), COUNT(*) - COUNT(usd), "
+                "COALESCE(SUM(CASE WHEN usd IS NULL THEN at_most END), 0) FROM spend WHERE run = ?",
                 (run,)).fetchone()
-        return Spent(usd, unknown)
+        return Spent(usd, unknown, at_most)
 
     # --- jobs ---
 
@@ -197,36 +213,60 @@ class Ledger:
             db.execute("UPDATE jobs SET handle = ?, state = 'queued', updated = ? WHERE token = ?",
                        (json.dumps(handle.as_json()), self._clock(), token))
 
+    def renew_intent(self, token: str) -> None:
+        """Write down that a job which nobody has found is about to be created again."""
+        with self._writing() as db:
+            db.execute("UPDATE jobs SET intended = ?1, updated = ?1 WHERE token = ?2 AND handle IS NULL",
+                       (self._clock(), token))
+
+    def record_duplicate(self, token: str, handle: JobHandle) -> None:
+        """Write down a further job that carries `token`, as a row of its own in state "duplicate"."""
+        now = self._clock()
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO jobs (token, key, run, backend, intended, staged, handle, "
+                       "state, updated) SELECT ?, key, run, backend, ?, staged, ?, 'duplicate', ? "
+                       "FROM jobs WHERE token = ?",
+                       (f"{token}.{handle.job_id}", now, json.dumps(handle.as_json()), now, token))
+
+    def record_event(self, token: str, event: JobEvent) -> None:
+        """Add a line of the core's own to a job's story."""
+        with self._writing() as db:
+            self._add_event(db, token, event)
+
     def record_state(self, token: str, state: str, message: str = "") -> None:
-        """Write down a state that no poll gave: "rejected", or "lost". Terminal states stick."""
+        """Write down a state that no poll gave: "rejected", or "cancelled" before it was created.
+        Settled states stick."""
         with self._writing() as db:
             db.execute(f"UPDATE jobs SET state = ?, message = ?, updated = ? WHERE token = ? "
-                       f"AND state NOT IN ({','.join('?' * len(TERMINAL))})",
-                       (state, message, self._clock(), token, *sorted(TERMINAL)))
+                       f"AND state NOT IN ({','.join('?' * len(_SETTLED))})",
+                       (state, message, self._clock(), token, *_SETTLED))
 
     def record_snapshot(self, token: str, snapshot: Snapshot) -> None:
-        """Write a poll's outcome, its events and its cursor together. Terminal states stick."""
+        """Write a poll's outcome, its events and its cursor together. Settled states stick."""
         now = self._clock()
         with self._writing() as db:
             for event in snapshot.events:
-                db.execute(
-                    "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, "
-                    "(SELECT COUNT(*) FROM events WHERE token = ?))",
-                    (token, event.key, event.time, event.level, event.message, json.dumps(dict(event.data)),
-                     token))
+                self._add_event(db, token, event)
             db.execute("UPDATE jobs SET cursor = ?, updated = ? WHERE token = ?",
                        (snapshot.cursor, now, token))
             db.execute(f"UPDATE jobs SET state = ?, raw = ?, message = ? WHERE token = ? "
-                       f"AND state NOT IN ({','.join('?' * len(TERMINAL))})",
-                       (snapshot.state, snapshot.raw, snapshot.message, token, *sorted(TERMINAL)))
+                       f"AND state NOT IN ({','.join('?' * len(_SETTLED))})",
+                       (snapshot.state, snapshot.raw, snapshot.message, token, *_SETTLED))
 
-    def jobs(self, *, key: str | None = None, run: str | None = None) -> list[JobRow]:
-        """Jobs, newest intent last; of one training key, of one run, or all."""
+    @staticmethod
+    def _add_event(db: sqlite3.Connection, token: str, event: JobEvent) -> None:
+        db.execute("INSERT OR IGNORE INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, "
+                   "(SELECT COUNT(*) FROM events WHERE token = ?1))",
+                   (token, event.key, event.time, event.level, event.message, json.dumps(dict(event.data))))
+
+    def jobs(self, *, key: str | None = None, run: str | None = None, token: str | None = None,
+             ) -> list[JobRow]:
+        """Jobs, newest intent last; of one training key, of one run, with one token, or all."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT token, key, run, backend, intended, state, raw, message, staged, handle, cursor, "
                 "updated FROM jobs WHERE (?1 IS NULL OR key = ?1) AND (?2 IS NULL OR run = ?2) "
-                "ORDER BY intended, token", (key, run)).fetchall()
+                "AND (?3 IS NULL OR token = ?3) ORDER BY intended, token", (key, run, token)).fetchall()
         return [JobRow(*row[:8], json.loads(row[8]) if row[8] else None,
                        JobHandle.from_json(json.loads(row[9])) if row[9] else None, row[10], row[11])
                 for row in rows]

@@ -1,0 +1,41 @@
+"""The spend cap: money is set aside before a call and settled after it, so no number of calls at once
+can go past it."""
+
+from __future__ import annotations
+
+from distillctl.store.ledger import Ledger
+
+
+class Budget:
+    """What one run may still spend, in US dollars; made anew from the ledger at each start.
+
+    Spent counts what may have been spent: an item without a known cost counts with its upper bound.
+    """
+
+    def __init__(self, max_usd: float, spent: float = 0.0) -> None:
+        self.max_usd = max_usd
+        self.spent = spent
+        self.reserved = 0.0
+
+    @classmethod
+    def of(cls, ledger: Ledger, run: str, max_usd: float) -> Budget:
+        """The budget of `run`, less what the ledger says it has spent."""
+        spent = ledger.spent(run)
+        return cls(max_usd, spent.usd + spent.at_most)
+
+    @property
+    def left(self) -> float:
+        """What is neither spent nor set aside."""
+        return self.max_usd - self.spent - self.reserved
+
+    def reserve(self, usd: float) -> bool:
+        """Set `usd` aside; False, and nothing set aside, where that would pass the cap."""
+        if usd > self.left + 1e-9 * self.max_usd:  # sums of floats: a call that fits exactly fits
+            return False
+        self.reserved += usd
+        return True
+
+    def settle(self, reserved: float, spent: float) -> None:
+        """Of what was set aside, `spent` was spent; the rest is free again."""
+        self.reserved -= reserved
+        self.spent += spent

@@ -1,0 +1,111 @@
+"""A predictor for Anthropic's Messages API (https://platform.claude.com/docs/en/api/messages)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distillctl.predictors.http import (
+    Refused,
+    ask,
+    clean,
+    echoed_model,
+    header_value,
+    http_client,
+    refusal,
+    token_count,
+    unusable,
+)
+from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.secrets import Secret
+from distillctl.types import JSON, Answer, Finish, Request
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+_FINISH: dict[JSON, Finish] = {
+    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length",
+    "model_context_window_exceeded": "length", "refusal": "refusal"}
+
+
+class AnthropicPredictor:
+    """Answers one request by one message. The arguments are those of `OpenAIPredictor`.
+
+    System turns become the `system` parameter. The API has no seed.
+    """
+
+    max_batch = 1
+    replayed = False
+
+    def __init__(self, model: str, *, api_key: Secret, base_url: str | None = None,
+                 temperature: float | None = 0.0, max_tokens: int = 1024, timeout: float = 60.0,
+                 price: PricePoint | None = None) -> None:
+        self.identity: Mapping[str, JSON] = {
+            "provider": "anthropic", "base_url": (base_url or ANTHROPIC_URL).rstrip("/"), "model": model,
+            "temperature": temperature, "max_tokens": max_tokens}
+        self.price = price
+        self.max_tokens = max_tokens
+        self._api_key = api_key
+        self._timeout = timeout
+        self._client: Any = None
+        self._parameters: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+        if temperature is not None:
+            self._parameters["temperature"] = temperature
+
+    def max_cost(self, request: Request) -> float | None:
+        """The most that one answer can cost, US dollars; None where no price is known."""
+        return self.price and self.price.cost(prompt_tokens_at_most(request.messages), self.max_tokens)
+
+    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        import anthropic
+
+        (request,) = requests
+        started = time.perf_counter()
+        try:
+            body = await ask(anthropic, lambda: self._create(request), self._api_key.name)
+        except Refused as refused:
+            return [refusal(refused, time.perf_counter() - started)]
+        return [self._read(body, time.perf_counter() - started)]
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def _create(self, request: Request) -> Any:
+        import anthropic
+
+        if self._client is None:
+            self._client = anthropic.AsyncAnthropic(
+                base_url=str(self.identity["base_url"]), api_key=header_value(self._api_key), max_retries=0,
+                timeout=self._timeout, http_client=http_client(self._timeout))
+        system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
+        return await self._client.messages.with_raw_response.create(
+            messages=[dict(m) for m in request.messages if m["role"] != "system"],
+            # given for each call: the SDK otherwise refuses a large max_tokens without streaming
+            timeout=self._timeout, **({"system": system} if system else {}), **self._parameters)
+
+    def _read(self, body: Mapping[str, JSON], latency: float) -> Answer:
+        try:
+            blocks = body["content"]
+            output = clean("".join(b["text"] for b in blocks if b["type"] == "text")) or None
+            finish = _FINISH.get(body["stop_reason"])
+        except (KeyError, TypeError):
+            raise unusable("the reply has no content and stop_reason") from None
+        if finish is None:
+            raise unusable(f"unknown stop_reason {str(body['stop_reason'])[:50]!r}")
+        if finish == "stop" and not (output and output.strip()):
+            finish = "empty"
+        usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+        # input_tokens leaves out what was read from or written to the cache
+        given = token_count(usage.get("input_tokens"))
+        read = token_count(usage.get("cache_read_input_tokens") or 0)
+        written = token_count(usage.get("cache_creation_input_tokens") or 0)
+        tokens_in = None if None in (given, read, written) else given + read + written
+        tokens_out = token_count(usage.get("output_tokens"))
+        cost = None
+        if self.price is not None and written == 0:  # writing the cache has a price of its own
+            cost = self.price.cost(tokens_in, tokens_out, read)
+        return Answer(
+            output, finish, tokens_in=tokens_in, tokens_cached=None if tokens_in is None else read,
+            tokens_out=tokens_out, latency_s=latency, cost_usd=cost, model=echoed_model(body),
+            error="stop_reason refusal" if finish == "refusal" else None)
