@@ -53,9 +53,11 @@ class CalibrationBin(Result):
 
 
 class Calibration(Result):
-    """How far stated probabilities can be believed, on the test split.
+    """How far stated probabilities can be believed, on the test items that have them.
 
-    temperature: fitted on the dev split by negative log-likelihood; brier and ece after it.
+    temperature: fitted on the dev split by negative log-likelihood, None where there is too little of it;
+    the rest is after it. brier: mean over items of the squared error summed over labels, in [0, 2]. ece:
+    expected calibration error over bins of equal size; too high at small n, even for true probabilities.
     """
 
     temperature: float | None
@@ -118,6 +120,7 @@ class Evaluation(Result):
     cost: Cost | None = None
     replayed: bool = False
     size_bytes: int | None = None  # of what has to be deployed beside the base model
+    wrong: list[str] | None = None  # ids of the items that are not right; with `n`, all that pairs need
 
 
 Cell = Literal["inherited", "compression", "both_wrong_differently", "corrected"]
@@ -137,7 +140,12 @@ class LedgerItem(Result):
 
 
 class Comparison(Result):
-    """A student against the teacher, item by item. Drops are teacher minus student: above 0 is a loss."""
+    """A student, base model or baseline (`student` names it) against the teacher, item by item.
+
+    Drops are teacher minus student: above 0 is a loss. Two answers are the same when the task scores one
+    right against the other; two unreadable ones when their texts are equal. `items` is the error ledger,
+    kept for the student alone.
+    """
 
     student: str
     n: int
@@ -154,13 +162,30 @@ class Comparison(Result):
     items: list[LedgerItem]
 
 
+class Contrast(Result):
+    """Two entrants on the same items. The difference is first minus second: above 0, the first is better.
+
+    p: exact McNemar, two-sided. p_holm: adjusted for all the pairs that were looked at, where they were.
+    """
+
+    first: str
+    second: str
+    n: int
+    only_first: int  # items on which the first alone is right
+    only_second: int
+    difference: Interval  # Tango's score interval for paired shares
+    p: float
+    p_holm: float | None = None
+
+
 class Verdict(Result):
     """Whether the student can take over, on the recipe's thresholds.
 
-    settled: whether the interval of the drop lies wholly on the verdict's side of its threshold. needed:
-    test items that would settle it if the present estimates hold; None when settled or when no number
-    would. sentence: one plain sentence a person can repeat. reasons: what the verdict rests on.
-    next_steps: what to try, most promising first.
+    settled: whether every drop and speed-up inside their 95 % intervals gives this same word (with unknown
+    speed: whether the interval of the drop lies wholly on its side of the thresholds). needed: test items
+    in all that would settle it if the present estimates hold; None when settled or when no number would.
+    sentence: one plain sentence a person can repeat. reasons: what the verdict rests on. next_steps: what
+    to try, most promising first.
     """
 
     student: str
@@ -179,8 +204,36 @@ class Metrics(Result):
     format: Literal[1] = 1
     task_kind: str
     gold: bool
-    test_digest: str  # of the test items; runs are compared only where it is equal
+    test_digest: str  # of the test items, what is expected and how it is scored; equal or not comparable
     evaluations: list[Evaluation]
-    comparisons: list[Comparison]
+    comparisons: list[Comparison]  # each entrant against the teacher, the student first
+    contrasts: list[Contrast] = []  # the student against the base model and the baseline
     verdict: Verdict
     notes: list[str] = []  # what a reader must know: replayed teacher, unknown figures
+
+
+class ComparedRun(Result):
+    """One run in a comparison: its student, and what was decided about it."""
+
+    run: str
+    student: Evaluation
+    drop: Interval  # against the teacher of its own run
+    speedup: Interval | None
+    verdict: Verdict
+
+
+class ComparisonTable(Result):
+    """Runs side by side on the same test items, the best student first.
+
+    references: teachers, base models and baselines of the runs, equal ones once. contrasts: the best
+    student against each of the others, adjusted for all pairs of students.
+    """
+
+    task_kind: str
+    gold: bool
+    test_digest: str
+    n: int
+    runs: list[ComparedRun]
+    references: list[Evaluation]
+    contrasts: list[Contrast]
+    notes: list[str]
