@@ -106,7 +106,7 @@ def open_backend(name: str, settings: Mapping[str, Any], env: BackendEnv,
     try:
         checked = found.Settings.model_validate(dict(settings))
     except ValidationError as error:
-        raise RecipeError.of(_settings_problems(error, loaded, name)) from None
+        raise RecipeError.of(_settings_problems(error, loaded, found)) from None
     return found(checked, env)
 
 
@@ -193,10 +193,12 @@ def _signature_problem(found: type, method: str) -> str | None:
     return None
 
 
-def _settings_problems(error: ValidationError, loaded: LoadedRecipe | None, name: str) -> list[Problem]:
+def _settings_problems(error: ValidationError, loaded: LoadedRecipe | None,
+                       found: type[Backend]) -> list[Problem]:
+    prefix = f"backends.{found.name}"
     if loaded is not None:
         from distillctl.recipe.load import settings_problems
 
-        return settings_problems(error, loaded, f"backends.{name}")
-    return [Problem(item["msg"], field=".".join(["backends", name, *map(str, item["loc"])]),
-                    value=item["input"]) for item in error.errors()]
+        return settings_problems(error, loaded, prefix, found.Settings)
+    return [Problem(item["msg"], field=".".join([prefix, *map(str, item["loc"])]), value=item["input"])
+            for item in error.errors()]
