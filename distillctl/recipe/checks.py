@@ -114,7 +114,8 @@ class Checks:
                 return
         wrong = schema_problem(schema)
         if wrong:
-            self._add(at, wrong, place and f"mend {place}")
+            what, _, hint = wrong.partition("; ")
+            self._add(at, what, f"{hint} (in {place})" if place else hint)
             return
         self.task = task.model_copy(update={"json_schema": schema})
         closed = isinstance(schema.get("properties"), Mapping) and not any(
@@ -143,7 +144,9 @@ class Checks:
             first = self.document.text_lines.get(at)
             if first and isinstance(cause, TemplateSyntaxError):
                 where = f"{self.document.name}:{first + cause.lineno - 1}"
-            self.problems += [replace(p, where=where, what=" ".join(p.what.split())) for p in error.problems]
+            hint = "{{ name }} puts a field in; {% if name %}...{% endif %} is for one that may be empty"
+            self.problems += [replace(p, where=where, what=" ".join(p.what.split()), hint=hint)
+                              for p in error.problems]
             return
         if not self.built.variables:
             self._add(at, "has no variable, so every example would give the same prompt",
@@ -225,14 +228,17 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def schema_problem(schema: Any) -> str | None:
-    """Why a JSON Schema cannot be used for answers, or None. References never leave the schema."""
+    """Why a JSON Schema cannot be used for answers, and after "; " what to do; None where nothing is wrong.
+
+    References never leave the schema: nothing is fetched.
+    """
     import jsonschema  # 0.1 s to import: only for structured tasks
     from referencing import Registry
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
     if not isinstance(schema, dict):
-        return "a JSON Schema must be a mapping"
+        return "a JSON Schema must be a mapping; begin with {\"type\": \"object\"}"
     validator = jsonschema.validators.validator_for(schema, default=None)
     if validator is None and "$schema" in schema:
         return f"the dialect {schema['$schema']!r} is not known; leave `$schema` out for draft 2020-12"
@@ -243,16 +249,18 @@ def schema_problem(schema: Any) -> str | None:
         for reference in _references(schema):
             if not reference.startswith("#"):
                 return f"the reference {reference!r} leaves the schema; copy what it means into `$defs`"
-            resolver.lookup(reference)
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                return f"the reference {reference!r} leads nowhere; define it under `$defs`"
         fits_nothing = list(validator(schema).iter_errors({}))
     except jsonschema.SchemaError as error:
-        return f"not a valid JSON Schema at {error.json_path}: {error.message}"[:300]
-    except Unresolvable as error:
-        return f"the reference {error.ref!r} leads nowhere"
+        return (f"not a valid JSON Schema at {error.json_path}: {error.message[:200]}; mend it there "
+                "(https://json-schema.org/understanding-json-schema)")
     except RecursionError:
-        return "a reference leads back to itself without end"
+        return "a reference leads back to itself without end; let it lead to a type"
     if any(error.validator == "type" and not error.absolute_path for error in fits_nothing):
-        return "the answer must be one object: the schema's top `type` must be object"
+        return "the answer must be one JSON object; the schema's top `type` must be object"
     return None
 
 

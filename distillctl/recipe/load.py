@@ -23,6 +23,7 @@ from distillctl.types import JSON
 _KEY = "something in the shape of a key stands here; it is not shown"
 _KEY_HINT = ("take it out, revoke it if the file was shared, and name the environment variable that holds "
              "it: api_key_env: MY_API_KEY")
+_BEGIN = "begin with `name: my-task`, or copy a recipe with `distillctl init`"
 
 
 @dataclass(frozen=True)
@@ -69,26 +70,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
     Raises RecipeError with all problems, each with its place.
     """
     path = Path(path)
-    text, problems = _read(path)
-    _stop_at(problems)
-    places = [f"{path}:{line}" for line in lines_with_keys(text)]
-    places += [f"--set {text.partition('=')[0]}" for text in overrides if holds_key(text)]
-    problems += [Problem(_KEY, place, hint=_KEY_HINT) for place in places]
+    text = _read(path)
+    keys = _keys(path, text, overrides)
     document = yaml12.parse(text, str(path))
-    problems += document.problems
-    if not document.complete:
-        _stop_at(problems)
     if not isinstance(document.data, dict):
-        what = "the file is empty" if document.data is None else "a recipe must be a mapping at the top"
-        _stop_at([*problems, Problem(what, document.where(()), hint="begin with `name: my-task`, or copy a "
-                                     "recipe with `distillctl init`")])
-    document.problems.clear()
+        if document.complete:
+            what = "the file is empty" if document.data is None else "a recipe must be a mapping at the top"
+            document.problems.append(Problem(what, document.where(()), hint=_BEGIN))
+        _stop_at(path, [*keys, *document.problems])
     apply_overrides(document, overrides, backend)
-    problems += document.problems
     recipe, errors = _validate(document)
     blocks = recipe or _valid_blocks(document.data)
     checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student)
-    _stop_at([*problems, *errors, *checks.run()])
+    _stop_at(path, [*keys, *document.problems, *errors, *checks.run()])
     assert recipe is not None and checks.built is not None  # else there were problems
     recipe = recipe.model_copy(update={"task": checks.task})
     return LoadedRecipe(recipe, checks.built, path, text, path.parent, document)
@@ -104,17 +98,23 @@ def settings_problems(error: ValidationError, loaded: LoadedRecipe, prefix: str,
     return [hide_keys(p) for p in problems_of(error, loaded.document, model, tuple(prefix.split(".")))]
 
 
-def _read(path: Path) -> tuple[str, list[Problem]]:
+def _read(path: Path) -> str:
     try:
         if not path.is_file():
-            kind = "this is a folder, not a recipe" if path.is_dir() else "there is no such recipe"
-            return "", [Problem(kind, str(path), hint="`distillctl init` makes one to start from")]
+            what = "this is a folder, not a recipe" if path.is_dir() else "there is no such recipe"
+            raise RecipeError(Problem(what, str(path), hint="`distillctl init` makes one to start from"))
         with path.open("rb") as file:
             raw = file.read(yaml12.MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        return "", [Problem(f"the recipe cannot be read: {why}", str(path))]
+        raise RecipeError(Problem(f"the recipe cannot be read: {why}", str(path))) from None
     return yaml12.decode(raw, str(path))
+
+
+def _keys(path: Path, text: str, overrides: Sequence[str]) -> list[Problem]:
+    places = [f"{path}:{line}" for line in lines_with_keys(text)]
+    places += [f"--set {override.partition('=')[0]}" for override in overrides if holds_key(override)]
+    return [Problem(_KEY, place, hint=_KEY_HINT) for place in places]
 
 
 def _validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
@@ -136,11 +136,14 @@ def _valid_blocks(data: dict[str, JSON]) -> SimpleNamespace:
     return blocks
 
 
-def _stop_at(problems: Sequence[Problem]) -> None:
+def _stop_at(path: Path, problems: Sequence[Problem]) -> None:
     """Raise RecipeError where there are problems, in the order of the file."""
     def line(problem: Problem) -> int:
         number = (problem.where or "").rpartition(":")[2]
         return int(number) if number.isdecimal() else 0
 
     if problems:
-        raise RecipeError(*(hide_keys(p) for p in sorted(dict.fromkeys(problems), key=line)))
+        told = sorted(dict.fromkeys(problems), key=line)
+        rest = len(told) - yaml12.MAX_PROBLEMS
+        more = [Problem(f"{rest} more problems", str(path), hint="mend these first")] if rest > 0 else []
+        raise RecipeError(*(hide_keys(p) for p in told[:yaml12.MAX_PROBLEMS]), *more)

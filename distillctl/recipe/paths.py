@@ -17,23 +17,23 @@ def resolve(base: Path, given: str) -> Path:
     folder `base` nor in the current one.
     """
     if not given.strip():
-        raise ValueError("a path is empty")
+        raise ValueError("a path is empty; name a file, relative to the recipe's folder")
     if any(ord(char) < 32 or ord(char) == 127 for char in given):
-        raise ValueError("a path may not hold control characters")
+        raise ValueError("a path may not hold control characters; rename the file")
     if given.startswith("~"):
         raise ValueError("`~` is not expanded; write a path relative to the recipe's folder")
     if _SCHEME.match(given):
         raise ValueError("a URL or a drive is not a path; name a file, relative to the recipe's folder")
     if "\\" in given or given.startswith("//"):
-        raise ValueError("a path is written with single forward slashes, relative to the recipe's folder")
+        raise ValueError("a network share or a backslash is not part of a path; write data/file.jsonl")
     if any(_DEVICE.fullmatch(part) for part in given.split("/")):
-        raise ValueError("a path may not use the name of a device")
+        raise ValueError("a path may not use the name of a device; rename the file")
     path = base / given
     try:
         end = path.resolve()
         allowed = end.is_relative_to(base.resolve()) or end.is_relative_to(Path.cwd())
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"a path cannot be followed: {error}") from None
+        raise ValueError(f"a path cannot be followed ({error}); name another") from None
     if not allowed:
         raise ValueError("a path leaves both the recipe's folder and the current folder; put the file below "
                          "one of them, or run the command from a folder that holds it")

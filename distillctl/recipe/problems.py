@@ -40,7 +40,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class _Found:
-    """One of pydantic's errors. branch: the member of a union that raised it, None outside unions."""
+    """One of pydantic's errors. branch: the member of the innermost union around it, None outside unions."""
 
     error: ErrorDetails
     path: FieldPath
@@ -86,7 +86,7 @@ def _locate(error: ErrorDetails, data: JSON) -> _Found:
             path.append(part)
         elif error["type"] == "missing" and number == len(error["loc"]) - 1:
             path.append(part)
-        elif branch is None and part != "[key]":
+        elif part != "[key]":
             branch, union = str(part), len(path)
     if error["type"].startswith("union_tag"):
         path.append(error["ctx"]["discriminator"].strip("'"))
@@ -136,15 +136,21 @@ def _problem(group: Sequence[_Found], document: Document, model: type[BaseModel]
         what, hint = f"must be one of {', '.join(allowed)}", _meant(str(value), allowed)
         more = _shown(value, path)
     else:
-        what = " or ".join(dict.fromkeys(_words(item.error) for item in group)).replace(" or must be", " or")
-        hint = _HINTS.get(kind) if len(group) == 1 else None
-        more = _shown(error["input"], path)
-        if isinstance(error["input"], dict | list) and all(item.wrong_type or item.error["type"] in _TYPES
-                                                           for item in group):
-            what += f", not a {'mapping' if isinstance(error['input'], dict) else 'list'}"
-        elif error["input"] is None:
-            what, hint, more = f"{what}; it is empty", "give it a value, or delete the line", {}
+        what, hint, more = _unfit(group, path)
+        hint = hint or _description_at(model, group[0].path)
     return Problem(what, document.where(path), dotted(path) or None, hint=hint, **more)
+
+
+def _unfit(group: Sequence[_Found], path: FieldPath) -> tuple[str, str | None, dict[str, Any]]:
+    """What a value must be, the advice and the value, where its type or its size is wrong."""
+    kind, value = group[0].error["type"], group[0].error["input"]
+    words = " or ".join(dict.fromkeys(_words(item.error) for item in group)).replace(" or must be", " or")
+    what, _, hint = words.partition("; ")
+    if value is None:
+        return f"{what}, and is empty", "give it a value, or delete the line", {}
+    if kind in _TYPES and isinstance(value, dict | list):
+        return f"{what}, not a {'mapping' if isinstance(value, dict) else 'list'}", None, {}
+    return what, hint or (_HINTS.get(kind) if len(group) == 1 else None), _shown(value, path)
 
 
 def _shown(value: JSON, path: FieldPath) -> dict[str, Any]:
@@ -215,6 +221,12 @@ def _description(models: Sequence[type[BaseModel]], name: str | int) -> str | No
             text = field.description or (inner[0].__doc__ if len(inner) == 1 else None)
             return " ".join(text.split()) if text else None
     return None
+
+
+def _description_at(model: type[BaseModel] | None, path: FieldPath) -> str | None:
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return _description(_models_at(model, path[:-1]), path[-1]) if path else None
 
 
 def _meant(given: str, allowed: Iterable[str]) -> str | None:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 import yaml
 from yaml.reader import Reader
 
-from distillctl.errors import Problem
+from distillctl.errors import Problem, RecipeError
 from distillctl.types import JSON
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_DIGITS = 64
+MAX_PROBLEMS = 50
 
 FieldPath = tuple[str | int, ...]
 
@@ -40,6 +41,7 @@ _SYNTAX_HINTS = (
     ("mapping values are not allowed", "text that contains ': ' needs quotes around it"),
     ("expected <block end>", "check the indentation of this line and of the one before it"),
     ("could not find expected ':'", "a key is missing its ':', or the line before is not finished"),
+    ("expected ',' or", "a bracket was opened and not closed, or a comma is missing"),
     ("unexpected end of stream", "a quote or a bracket was opened and not closed"),
     ("cannot start any token", "put quotes around text that begins with this character"),
 )
@@ -70,23 +72,24 @@ class Document:
 
 def dotted(path: FieldPath) -> str:
     """`task.labels[2]` for ("task", "labels", 2)."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}"
+                   for part in path)
     return text.removeprefix(".")
 
 
-def decode(raw: bytes, name: str) -> tuple[str, list[Problem]]:
-    """The text of a file's bytes (a byte order mark is dropped), and why it is not YAML text at all."""
+def decode(raw: bytes, name: str) -> str:
+    """The text of a file's bytes; a byte order mark is dropped. Raises RecipeError where it is none."""
     if len(raw) > MAX_BYTES:
-        return "", [Problem("a recipe may not be larger than 1 MiB", name,
-                            hint="data belongs in files of its own that the recipe names")]
+        raise RecipeError(Problem("a recipe may not be larger than 1 MiB", name,
+                                  hint="data belongs in files of its own that the recipe names"))
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "", [Problem("this is UTF-16, not UTF-8", f"{name}:1", hint="save the file as UTF-8")]
+        raise RecipeError(Problem("this is UTF-16, not UTF-8", f"{name}:1", hint="save the file as UTF-8"))
     try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
+        return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        return "", [Problem("this line is not UTF-8", f"{name}:{line}", hint="save the file as UTF-8")]
-    return text, []
+        raise RecipeError(Problem("this line is not UTF-8", f"{name}:{line}",
+                                  hint="save the file as UTF-8")) from None
 
 
 def parse(text: str, name: str, place: Callable[[int], str] | None = None) -> Document:
@@ -108,13 +111,13 @@ def parse(text: str, name: str, place: Callable[[int], str] | None = None) -> Do
     except yaml.MarkedYAMLError as error:
         document.complete = False
         builder.syntax_error(error)
-    except _TooDeep:
+    except _Stop:
         document.complete = False
     return document
 
 
-class _TooDeep(Exception):
-    pass
+class _Stop(Exception):
+    """Reading on would be of no use."""
 
 
 class _Builder:
@@ -144,7 +147,8 @@ class _Builder:
         mark = error.problem_mark or error.context_mark
         if "unexpected end of stream" in what and error.context_mark:
             mark = error.context_mark  # where the quote or bracket was opened
-        hint = next((hint for words, hint in _SYNTAX_HINTS if words in what), None)
+        hint = next((hint for words, hint in _SYNTAX_HINTS if words in what),
+                    "put quotes around text that holds any of : # [ ] { } & * ! | > % @ ` , or a quote")
         self._document.problems.append(Problem(
             f"not valid YAML: {what}", self._place(mark.line + 1 if mark else 1), hint=hint))
 
@@ -162,7 +166,7 @@ class _Builder:
             return self._scalar(event, path)
         if len(path) >= MAX_DEPTH:
             self._problem(event, path[:4], f"nested deeper than {MAX_DEPTH} levels", hint="flatten it")
-            raise _TooDeep
+            raise _Stop
         return self._list(path) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(path)
 
     def _list(self, path: FieldPath) -> list[JSON]:
@@ -184,7 +188,7 @@ class _Builder:
             if key in values:
                 self._problem(event, child, "this key is here twice "
                               f"(first at {self._document.places[child]})", hint="keep one of them")
-                self._node(next(self._events), (*path, "?"))
+                self._node(next(self._events), child)
                 continue
             self._note(event, child)
             values[key] = self._node(next(self._events), child)
@@ -206,7 +210,7 @@ class _Builder:
     def _scalar(self, event: yaml.ScalarEvent, path: FieldPath) -> JSON:
         if event.style is not None:
             if event.style == "|":
-                self._document.text_lines[path] = event.start_mark.line + 2
+                self._document.text_lines.setdefault(path, event.start_mark.line + 2)
             if _UNSTORABLE.search(event.value):
                 self._problem(event, path, "a NUL or half a surrogate pair is not text", hint="delete it")
                 return None
@@ -218,13 +222,15 @@ class _Builder:
             return None
 
     def _note(self, event: yaml.Event, path: FieldPath) -> None:
-        self._document.places[path] = self._place(event.start_mark.line + 1)
+        self._document.places.setdefault(path, self._place(event.start_mark.line + 1))
 
     def _problem(self, event: yaml.Event, path: FieldPath, what: str, hint: str) -> None:
         self._document.spoiled.add(path)
         shown = dotted(tuple(part for part in path if part != "?")) or None
         self._document.problems.append(Problem(
             what, self._place(event.start_mark.line + 1), shown, hint=hint))
+        if len(self._document.problems) >= MAX_PROBLEMS:
+            raise _Stop
 
 
 def core_scalar(text: str) -> JSON:
