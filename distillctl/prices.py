@@ -37,13 +37,15 @@ class PricePoint:
 
     def cost(self, tokens_in: int | None, tokens_out: int | None, tokens_cached: int | None = None,
              ) -> float | None:
-        """US dollars of one call, None where the token counts are not known.
+        """US dollars of one call, None where that hangs on token counts that are not known.
 
         tokens_in counts the whole prompt; tokens_cached, the part of it that the provider had cached.
         """
+        rate = self.rate
+        if rate.input == rate.output == 0:
+            return 0.0
         if tokens_in is None or tokens_out is None:
             return None
-        rate = self.rate
         for start, above in self.tiers:
             if tokens_in > start:
                 rate = above
