@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from distillctl.errors import Problem, RecipeError
+from distillctl.errors import Problem, RecipeError, StorageError
 from distillctl.recipe import paths, yaml12
 from distillctl.recipe.checks import Checks
 from distillctl.recipe.models import Recipe
@@ -17,7 +17,8 @@ from distillctl.recipe.overrides import apply_overrides
 from distillctl.recipe.problems import problems_of
 from distillctl.recipe.secrets import hide_keys, holds_key, lines_with_keys
 from distillctl.recipe.yaml12 import Document
-from distillctl.task import Task
+from distillctl.store.files import read_json
+from distillctl.task import Task, build_task
 from distillctl.types import JSON
 
 _KEY = "something in the shape of a key stands here; it is not shown"
@@ -32,7 +33,7 @@ class LoadedRecipe:
 
     recipe: the checked models, overrides applied and a structured task's JSON Schema inlined. task: its
     task, built. text: the file as it is, to be kept with the run. base_dir: the folder that its relative
-    paths start from.
+    paths start from. document: what the file says, and where.
     """
 
     recipe: Recipe
@@ -86,6 +87,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
     assert recipe is not None and checks.built is not None  # else there were problems
     recipe = recipe.model_copy(update={"task": checks.task})
     return LoadedRecipe(recipe, checks.built, path, text, path.parent, document)
+
+
+def load_resolved(resolved: Path, text: Path, base_dir: Path) -> LoadedRecipe:
+    """The recipe of an earlier run, from what the run kept: `resolved_json` in one file, `text` in another.
+
+    base_dir: the folder that its relative paths start from. Files that it names are not looked for.
+    Raises StorageError where what was kept cannot be read.
+    """
+    data = read_json(resolved)
+    try:
+        recipe = Recipe.model_validate(data)
+        kept = text.read_text(encoding="utf-8")
+        task = build_task(recipe.task)
+    except (ValidationError, RecipeError, TypeError, OSError, ValueError) as error:
+        raise StorageError(Problem(
+            f"what this run kept of its recipe cannot be used ({type(error).__name__}): it is damaged, or of "
+            "another version", str(resolved), hint="run the recipe itself again")) from error
+    return LoadedRecipe(recipe, task, text, kept, base_dir, Document(str(resolved), data))
 
 
 def settings_problems(error: ValidationError, loaded: LoadedRecipe, prefix: str,

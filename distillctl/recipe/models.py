@@ -368,7 +368,7 @@ class Recipe(Strict):
     teacher: TeacherSpec
     """Who gives the answers that the student learns from."""
     student: StudentSpec
-    """The model that learns."""
+    """Which model learns."""
     train: TrainSpec = TrainSpec()
     """How it learns, in terms that every backend translates."""
     backend: Annotated[str, Field(pattern=NAME)] = "local"
