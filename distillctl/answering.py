@@ -1,0 +1,161 @@
+"""Let an entrant (teacher, base, student, baseline) answer whole splits, and time it.
+
+Latency is timed the same way for all: one request at a time, the same items, after a warm-up. For what
+answers over a network these are the first requests of the collection, so nothing is paid for twice; a
+model on this machine is asked again, which is free; a recording brings its own figures or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distillctl.backend import StudentRef
+from distillctl.budget import Budget
+from distillctl.collect import Collected, CollectOptions, Progress, collect
+from distillctl.context import Context, LearnerRole, machine
+from distillctl.errors import Problem, UsageError
+from distillctl.predictors import open_teacher
+from distillctl.progress import seconds_text
+from distillctl.recipe.models import RecordedTeacher
+from distillctl.select import predictions_of
+from distillctl.store.files import write_json, write_jsonl
+from distillctl.types import JSON, Answer, Example, Predictor, Request, Split
+
+AT_ONCE = 64  # requests in the measurement of a local model's throughput
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """An opened predictor and how it may be asked. role names its files and its line in the books."""
+
+    role: str
+    predictor: Predictor
+    options: CollectOptions
+    paid: bool
+
+
+@contextmanager
+def teacher(ctx: Context) -> Iterator[Answerer]:
+    """The recipe's teacher. Raises MissingExtra, UsageError (no key), DataError (a bad recording)."""
+    spec = ctx.recipe.teacher
+    predictor = open_teacher(spec, ctx.loaded.resolve)
+    if isinstance(spec, RecordedTeacher):
+        yield Answerer("teacher", predictor, CollectOptions(), paid=False)
+        return
+    if ctx.options.offline and not _on_this_machine(spec.base_url):
+        raise UsageError(Problem("--offline: this teacher is asked over the network", field="teacher.provider",
+                                 value=spec.provider, hint="use a recorded teacher, or run without --offline"))
+    yield Answerer("teacher", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True)
+
+
+@contextmanager
+def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
+            trained_as: LearnerRole = "student") -> Iterator[Answerer]:
+    """A trained (or, as "base", untrained) model, opened by its backend for as long as the block runs."""
+    backend = ctx.backend(trained_as)
+    paid = not backend.capabilities.student_is_local
+    with backend.open(student, folder, ctx.task) as predictor:
+        options = CollectOptions(max_failures=1.0)  # a missing answer is a wrong answer, and is shown
+        if paid:
+            options = replace(options, concurrency=8, deadline=120.0,
+                              max_cost=getattr(predictor, "max_cost", options.max_cost))
+        yield Answerer(role, predictor, options, paid)
+
+
+def requests_of(ctx: Context, examples: Sequence[Example]) -> list[Request]:
+    """One request per example."""
+    return [Request(example.id, ctx.task.render(example.fields, example.source)) for example in examples]
+
+
+def collect_splits(ctx: Context, who: Answerer, splits: Sequence[Split]) -> None:
+    """Answers to whole splits as predictions/<role>.<split>.jsonl, timings as timings/<role>.json."""
+    examples = {split: ctx.examples(split) for split in splits}
+    requests = {split: requests_of(ctx, examples[split]) for split in splits}
+    answers, timing = asyncio.run(_answer_all(ctx, who, requests))
+    for split in splits:
+        predictions = predictions_of(ctx.task, examples[split], requests[split],
+                                     [answers[request.id] for request in requests[split]])
+        write_jsonl(ctx.path(f"predictions/{who.role}.{split}.jsonl"), (p.as_json() for p in predictions))
+    write_json(ctx.path(f"timings/{who.role}.json"), timing)
+
+
+async def ask(ctx: Context, who: Answerer, requests: Sequence[Request],
+              options: CollectOptions | None = None) -> Collected:
+    """Answers from the ledger or from the predictor, with progress, within the run's budget."""
+    budget = Budget.of(ctx.ledger, ctx.run_id, ctx.recipe.budget.max_usd) if who.paid else None
+    return await collect(who.predictor, requests, ledger=ctx.ledger, run=ctx.run_id, kind=who.role,
+                         paid=who.paid, options=options or who.options, budget=budget,
+                         on_progress=lambda p: ctx.reporter.progress(p.done, p.total, progress_text(p)))
+
+
+async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Request]],
+                      ) -> tuple[dict[str, Answer], JSON]:
+    try:
+        latency = ctx.recipe.evaluate.latency
+        timed = requests["test"][:latency.items]
+        warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
+        over_network = who.paid and not who.predictor.replayed
+        if over_network:
+            alone = replace(who.options, concurrency=1)
+            await ask(ctx, who, warm, alone)
+            await ask(ctx, who, timed, alone)
+        everything = [request for split in requests for request in requests[split]]
+        collected = await ask(ctx, who, everything)
+        answers = {request.id: answer for request, answer in zip(everything, collected.answers, strict=True)}
+        if len(collected.models) > 1:
+            names = ", ".join(f"{name} ({count})" for name, count in collected.models.items())
+            ctx.reporter.note(f"the {who.role} answered as several models: {names}", "warning")
+        if who.predictor.replayed or over_network:
+            known = [answers[r.id].latency_s for r in (timed if over_network else requests["test"])]
+            timing = {"source": "measured" if over_network else "recorded",
+                      "latencies_s": [seconds for seconds in known if seconds is not None]}
+        else:
+            timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
+        return answers, {**timing, "replayed": who.predictor.replayed,
+                         "machine": None if who.predictor.replayed else machine()}
+    finally:
+        await who.predictor.aclose()
+
+
+async def _time_here(ctx: Context, predictor: Predictor, warm: list[Request], timed: list[Request]) -> JSON:
+    for request in warm:
+        await predictor.answer([request])
+    latencies = []
+    for done, request in enumerate(timed):
+        started = time.perf_counter()
+        await predictor.answer([request])
+        latencies.append(time.perf_counter() - started)
+        ctx.reporter.progress(done + 1, len(timed), f"timing {done + 1}/{len(timed)}, one at a time")
+    batch = (timed * AT_ONCE)[:min(AT_ONCE, predictor.max_batch)]
+    started = time.perf_counter()
+    await predictor.answer(batch)
+    per_second = len(batch) / (time.perf_counter() - started)
+    return {"source": "measured", "latencies_s": latencies, "throughput": {
+        "per_second": per_second, "at_once": len(batch)}}
+
+
+def progress_text(progress: Progress) -> str:
+    """A collection's progress in one line."""
+    parts = [f"{progress.done}/{progress.total} answers"]
+    if progress.reused:
+        parts.append(f"{progress.reused} from the ledger")
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if progress.rate_per_s:
+        parts.append(f"{progress.rate_per_s:.1f}/s")
+    if progress.usd:
+        parts.append(f"${progress.usd:.4f}")
+    if progress.eta_s:
+        parts.append(f"{seconds_text(progress.eta_s)} left")
+    return "  ".join([*parts, progress.note] if progress.note else parts)
+
+
+def _on_this_machine(base_url: str | None) -> bool:
+    from urllib.parse import urlsplit
+
+    return base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost")

@@ -1,0 +1,174 @@
+"""`plan`, `run`, `status`, `attach` and `cancel`: the life of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from distillctl.cli.output import (
+    json_option,
+    recipe_options,
+    reporter,
+    say,
+    say_json,
+    show,
+    workspace_option,
+)
+
+if TYPE_CHECKING:
+    from distillctl.context import Context
+
+offline_option = click.option("--offline", is_flag=True, help="Send nothing: only what is on this machine.")
+yes_option = click.option("--yes", "-y", is_flag=True,
+                          help="Agree to the cost and to where data goes, without being asked.")
+
+
+@click.command()
+@recipe_options
+@offline_option
+@workspace_option
+@json_option
+def plan(recipe: Path, backend: str | None, overrides: tuple[str, ...], offline: bool, workspace: Path,
+         as_json: bool) -> None:
+    """Show what `run` would do: what is reused and why, calls, cost, where data goes. Sends nothing paid."""
+    from distillctl import api
+    from distillctl.context import Options
+    from distillctl.plan import make_plan
+
+    ctx = api.open_recipe(recipe, backend=backend, overrides=overrides, workspace=workspace,
+                          options=Options(offline=offline))
+    made = make_plan(ctx)
+    if as_json:
+        say_json(made.as_json())
+    else:
+        from distillctl.report.terminal import plan_table
+
+        show(plan_table(made))
+    made.check()
+
+
+@click.command()
+@recipe_options
+@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@yes_option
+@click.option("--detach", is_flag=True, help="Leave once training has been submitted; come back with attach.")
+@click.option("--resubmit", is_flag=True, help="Make a new job where the backend lost the old one.")
+@offline_option
+@workspace_option
+@json_option
+def run(recipe: Path, backend: str | None, overrides: tuple[str, ...], until: str | None, yes: bool,
+        detach: bool, resubmit: bool, offline: bool, workspace: Path, as_json: bool) -> None:
+    """Run a recipe to its verdict, going on where an earlier run of it ended."""
+    from distillctl import api
+    from distillctl.context import Options
+
+    ctx = api.open_recipe(
+        recipe, backend=backend, overrides=overrides, workspace=workspace, reporter=reporter(),
+        options=Options(offline=offline, detach=detach, resubmit=resubmit))
+    _go(ctx, until, yes, as_json)
+
+
+@click.command()
+@click.argument("run")
+@yes_option
+@click.option("--resubmit", is_flag=True, help="Make a new job where the backend lost the old one.")
+@offline_option
+@workspace_option
+@json_option
+def attach(run: str, yes: bool, resubmit: bool, offline: bool, workspace: Path, as_json: bool) -> None:
+    """Go on with a run that was left, detached or interrupted."""
+    from distillctl import api
+    from distillctl.context import Options
+    from distillctl.store.workspace import Workspace
+
+    place = Workspace(workspace.resolve())
+    ctx = api.open_run(place.find_run(run), place, reporter=reporter(),
+                       options=Options(offline=offline, resubmit=resubmit))
+    _go(ctx, None, yes, as_json)
+
+
+def _go(ctx: Context, until: str | None, yes: bool, as_json: bool) -> None:
+    from distillctl import api
+    from distillctl.offline import guarded
+    from distillctl.pipeline import execute
+    from distillctl.plan import make_plan
+    from distillctl.stages import Detached
+
+    with guarded(ctx.options.offline), api.working_on(ctx):
+        made = make_plan(ctx, until)
+        made.check()
+        for warning in made.warnings:
+            ctx.reporter.note(warning, "warning")
+        if made.needs_consent and not yes:
+            _ask(made)
+        try:
+            execute(ctx, until)
+        except Detached as left:
+            say(str(left))
+            return
+        except KeyboardInterrupt:
+            say(f"interrupted; what was done is kept. Go on with: distillctl attach {ctx.rundir.name}",
+                err=True)
+            raise
+    _tell(api.Run(ctx.rundir), as_json)
+
+
+def _ask(made) -> None:
+    from distillctl.errors import Problem, UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(Problem(made.consent_text, hint="agree with --yes"))
+    say(made.consent_text, err=True)
+    click.confirm("go on?", abort=True, err=True)
+
+
+def _tell(done, as_json: bool) -> None:
+    if as_json:
+        metrics = done.metrics.model_dump(mode="json") if (done.path / "metrics.json").exists() else None
+        say_json({"run": done.name, "folder": str(done.path), "report": str(done.report), "metrics": metrics})
+    elif (done.path / "metrics.json").exists():
+        from distillctl.report.terminal import comparison_table, verdict_panel
+
+        show(comparison_table(done.metrics))
+        show(verdict_panel(done.metrics))
+        say(f"run     {done.name}")
+        say(f"report  {done.report}")
+    else:
+        say(f"run     {done.name}")
+
+
+@click.command()
+@click.argument("run", required=False)
+@workspace_option
+@json_option
+def status(run: str | None, workspace: Path, as_json: bool) -> None:
+    """List the runs of this folder with their jobs and spend, or show one."""
+    from distillctl.status import status_of
+    from distillctl.store.workspace import Workspace
+
+    place = Workspace(workspace.resolve())
+    chosen = [place.find_run(run)] if run else place.all_runs()
+    found = [status_of(rundir, place) for rundir in chosen]
+    if as_json:
+        say_json([item.as_json() for item in found])
+        return
+    if not found:
+        say("nothing was run in this folder yet: distillctl run RECIPE")
+    for item in found:
+        say(item.text(detailed=run is not None))
+
+
+@click.command()
+@click.argument("run")
+@workspace_option
+def cancel(run: str, workspace: Path) -> None:
+    """Ask the backend to end a run's training job. What is done stays; the run can be started again."""
+    from distillctl import api, jobs
+    from distillctl.store.workspace import Workspace
+
+    place = Workspace(workspace.resolve())
+    ctx = api.open_run(place.find_run(run), place)
+    say(jobs.cancel_run(ctx.ledger, ctx.run_id, lambda name: ctx.backend_named(name)))

@@ -1,0 +1,176 @@
+"""What the stages of one run share: the recipe, where things lie, and what determines each part.
+
+The `*_parts` are what stage keys are made of. What only changes how fast or how carefully something is
+done (concurrency, rate limits, time-outs) is not in them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from distillctl import registry, secrets
+from distillctl.backend import Backend, BackendEnv
+from distillctl.progress import Reporter, Silent
+from distillctl.recipe.load import LoadedRecipe
+from distillctl.recipe.models import Recipe, RecordedTeacher, SplitFiles, TrainSpec
+from distillctl.store.files import digest_file, digest_json, read_jsonl
+from distillctl.store.ledger import Ledger
+from distillctl.store.rundir import RunDir
+from distillctl.store.workspace import Workspace, slug
+from distillctl.task import Task, build_task
+from distillctl.types import JSON, Example, Prediction, Split
+
+LearnerRole = Literal["student", "baseline"]
+_NOT_IDENTITY = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "max_failures"}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Something that is trained in this run: the student, or the baseline beside it."""
+
+    role: LearnerRole
+    backend: str
+    settings: Mapping[str, Any]
+    model: str
+    train: TrainSpec
+
+    def parts(self) -> dict[str, JSON]:
+        """What determines the trained model, beside its training rows."""
+        return {"backend": self.backend, "settings": dict(self.settings), "model": self.model,
+                "train": self.train.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is to go on, beside its recipe.
+
+    offline: send nothing. detach: leave once the training job is submitted. resubmit: make a new job
+    where the backend lost the old one.
+    """
+
+    offline: bool = False
+    detach: bool = False
+    resubmit: bool = False
+
+
+@dataclass
+class Context:
+    """One run being worked on."""
+
+    loaded: LoadedRecipe
+    workspace: Workspace
+    options: Options = Options()
+    reporter: Reporter = field(default_factory=Silent)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @cached_property
+    def task(self) -> Task:
+        return build_task(self.recipe.task)
+
+    @cached_property
+    def rundir(self) -> RunDir:
+        return self.workspace.run_dir(self.recipe.name, self.run_name)
+
+    @cached_property
+    def run_name(self) -> str:
+        """`<backend>-<model>-<digest>`: of everything that determines the student, so that new
+        thresholds or another report go on in the same run, and another student gets its own."""
+        learner = self.learner("student")
+        identity = digest_json({"data": self.data_parts(), "teacher": self.teacher_parts(),
+                                "student": learner.parts()})
+        return f"{learner.backend}-{slug(learner.model)}-{identity.removeprefix('sha256:')[:8]}"
+
+    @property
+    def run_id(self) -> str:
+        """The run's name in the ledger."""
+        return f"{self.recipe.name}/{self.run_name}"
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return self.workspace.ledger()
+
+    # --- learners and their backends ---
+
+    def learner(self, role: LearnerRole) -> Learner:
+        recipe = self.recipe
+        backend = recipe.backend if role == "student" else recipe.baseline
+        if backend is None:
+            raise ValueError(f"the recipe has no {role}")
+        settings = recipe.backends.get(backend, {})
+        model = str(settings.get("model") or recipe.student.model)
+        return Learner(role, backend, settings, model, recipe.train)
+
+    @cached_property
+    def _backends(self) -> dict[str, Backend]:
+        return {}
+
+    def backend(self, role: LearnerRole) -> Backend:
+        """The learner's backend, opened once. Raises RecipeError, MissingExtra, BackendError."""
+        learner = self.learner(role)
+        if learner.backend not in self._backends:
+            env = BackendEnv(
+                workspace=self.workspace.private / learner.backend, secret=secrets.value,
+                clock=time.time, offline=self.options.offline)
+            self._backends[learner.backend] = registry.open_backend(
+                learner.backend, dict(learner.settings), env, self.loaded)
+        return self._backends[learner.backend]
+
+    # --- what determines a stage ---
+
+    @cached_property
+    def _file_digests(self) -> dict[str, str]:
+        return {}
+
+    def _digest(self, relative: str) -> str:
+        if relative not in self._file_digests:
+            path = self.loaded.resolve(relative)
+            self._file_digests[relative] = digest_file(path) if path.is_file() else "missing"
+        return self._file_digests[relative]
+
+    def data_parts(self) -> dict[str, JSON]:
+        data = self.recipe.data
+        files = data.examples
+        names = list(files.model_dump().values()) if isinstance(files, SplitFiles) else [files]
+        if isinstance(data.split, str):
+            names.append(data.split)
+        return {"task": self.recipe.task.model_dump(mode="json"), "data": data.model_dump(mode="json"),
+                "files": [self._digest(name) for name in names]}
+
+    def teacher_parts(self) -> dict[str, JSON]:
+        teacher = self.recipe.teacher
+        parts: dict[str, JSON] = {"teacher": teacher.model_dump(mode="json", exclude=_NOT_IDENTITY)}
+        if isinstance(teacher, RecordedTeacher):
+            parts["recording"] = self._digest(teacher.outputs)
+        return parts
+
+    def answering_parts(self) -> dict[str, JSON]:
+        return {"evaluate": self.recipe.evaluate.model_dump(mode="json", exclude={"base"})}
+
+    # --- what earlier stages left ---
+
+    def path(self, name: str) -> Path:
+        return self.rundir.path / name
+
+    def examples(self, split: Split) -> list[Example]:
+        return [Example.from_json(row) for row in read_jsonl(self.path(f"data/{split}.jsonl"))]
+
+    def predictions(self, who: str, split: Split) -> list[Prediction]:
+        return [Prediction.from_json(row) for row in read_jsonl(self.path(f"predictions/{who}.{split}.jsonl"))]
+
+
+def machine() -> str:
+    """The machine in words, for beside a latency: processor, cores, GPU where there is one."""
+    from distillctl.doctor import gpu_name, processor_name
+
+    words = f"{processor_name()}, {os.cpu_count()} cores"
+    gpu = gpu_name()
+    return f"{words}, {gpu}" if gpu else words

@@ -1,0 +1,158 @@
+"""What a run would do, before it does anything: reuse, calls, cost, where data goes, and what is missing.
+
+Everything here is free and read only. `run` makes the same plan first and stops at its problems, so that
+nothing is discovered after hours of work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from distillctl import stages
+from distillctl.backend import TrainJob, Unreachable
+from distillctl.context import Context, LearnerRole
+from distillctl.data import load_splits
+from distillctl.errors import DistillctlError, Problem, UsageError
+from distillctl.pipeline import Step, select_until, steps_of
+from distillctl.progress import seconds_text
+from distillctl.store.files import write_jsonl
+from distillctl.types import JSON, SPLITS, Example, Split
+
+
+@dataclass
+class PlanRow:
+    """One stage. calls, tokens and usd are of what will be asked now; None is unknown."""
+
+    stage: str
+    does: str
+    action: str  # "run" or "reuse"
+    why: str
+    calls: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """All stages and what stands in the way."""
+
+    run: str
+    rows: list[PlanRow]
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    sends_to: list[str] = field(default_factory=list)
+    usd: tuple[float, float] | None = (0.0, 0.0)  # None: a part of it is unknown
+    budget_usd: float = 0.0
+
+    def check(self) -> None:
+        """Raises UsageError with every problem at once."""
+        if self.problems:
+            raise UsageError(*self.problems)
+
+    @property
+    def needs_consent(self) -> bool:
+        """Whether money may be spent or data leave this machine."""
+        return bool(self.sends_to) or self.usd is None or self.usd[1] > 0
+
+    @property
+    def consent_text(self) -> str:
+        cost = "an unknown amount" if self.usd is None else f"up to ${self.usd[1]:.2f}"
+        where = f" and sends data to {', '.join(self.sends_to)}" if self.sends_to else ""
+        return f"this run spends {cost} (budget ${self.budget_usd:.2f}){where}"
+
+    def as_json(self) -> dict[str, JSON]:
+        return {**asdict(self), "problems": [problem.as_json() for problem in self.problems]}
+
+
+def make_plan(ctx: Context, until: str | None = None) -> Plan:
+    """The plan of a run. Raises RecipeError and DataError for what is wrong with recipe or data."""
+    steps = select_until(steps_of(ctx), until)
+    plan = Plan(ctx.rundir.name, [_row(step) for step in steps], budget_usd=ctx.recipe.budget.max_usd)
+    to_run = {step.stage.name for step in steps if not step.reuse}
+    if not to_run:
+        return plan
+    splits = _examples(ctx, plan, "data" in to_run)
+    rows = {row.stage: row for row in plan.rows}
+    if "teacher" in to_run:
+        _plan_teacher(ctx, plan, rows["teacher"], splits)
+    for role in ctx.roles():
+        if f"train-{role}" in to_run:
+            _plan_training(ctx, plan, rows[f"train-{role}"], role, splits)
+        if f"answer-{role}" in rows:
+            rows[f"answer-{role}"].calls = len(splits["dev"]) + len(splits["test"])
+    if plan.usd and plan.usd[1] > plan.budget_usd:
+        plan.warnings.append(f"it may cost up to ${plan.usd[1]:.2f}; the budget of ${plan.budget_usd:.2f} "
+                             "stops it before")
+    return plan
+
+
+def _row(step: Step) -> PlanRow:
+    return PlanRow(step.stage.name, step.stage.does, "reuse" if step.reuse else "run", step.why)
+
+
+def _examples(ctx: Context, plan: Plan, from_recipe: bool) -> dict[Split, list[Example]]:
+    if not from_recipe:
+        return {split: ctx.examples(split) for split in SPLITS}
+    splits, warnings = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
+    plan.warnings += warnings
+    return splits
+
+
+def _plan_teacher(ctx: Context, plan: Plan, row: PlanRow, splits: dict[Split, list[Example]]) -> None:
+    try:
+        estimate = stages.estimate_teacher(ctx, splits)
+    except DistillctlError as error:
+        plan.problems += error.problems
+        return
+    row.calls, row.tokens, row.usd, row.notes = (
+        estimate.calls, estimate.tokens, estimate.usd, list(estimate.notes))
+    plan.problems += estimate.problems
+    plan.sends_to += estimate.sends_to
+    _add_cost(plan, estimate.usd and (0.0, estimate.usd) if estimate.calls else (0.0, 0.0))
+
+
+def _plan_training(ctx: Context, plan: Plan, row: PlanRow, role: LearnerRole,
+                   splits: dict[Split, list[Example]]) -> None:
+    try:
+        backend = ctx.backend(role)
+        with _provisional(ctx, role, splits) as job:
+            found = backend.preflight(job)
+    except Unreachable as error:
+        plan.problems.append(Problem(f"{ctx.learner(role).backend} cannot be asked now: {error}"))
+        return
+    except DistillctlError as error:
+        plan.problems += error.problems
+        return
+    plan.problems += found.problems
+    plan.warnings += found.warnings
+    plan.sends_to += [place for place in found.sends_to if place not in plan.sends_to]
+    if ctx.options.offline and found.sends_to:
+        plan.problems.append(Problem(f"--offline: this backend sends data to {', '.join(found.sends_to)}",
+                                     field="backend", value=ctx.learner(role).backend))
+    row.notes += found.notes
+    if found.duration_s:
+        row.notes.append(f"takes about {seconds_text(found.duration_s[0])} to "
+                         f"{seconds_text(found.duration_s[1])}")
+    row.usd = found.cost_usd[1] if found.cost_usd else None
+    _add_cost(plan, found.cost_usd)
+
+
+def _add_cost(plan: Plan, cost: tuple[float, float] | None) -> None:
+    plan.usd = None if plan.usd is None or cost is None else (plan.usd[0] + cost[0], plan.usd[1] + cost[1])
+
+
+@contextmanager
+def _provisional(ctx: Context, role: LearnerRole, splits: dict[Split, list[Example]]) -> Iterator[TrainJob]:
+    """The training job as far as it is known before the teacher has answered: every train example, with
+    the expected answer where there is one, else an answer of a usual length."""
+    with tempfile.TemporaryDirectory(prefix="distillctl-plan-") as folder:
+        files = {}
+        for split in ("train", "dev"):
+            files[split] = Path(folder) / f"{split}.jsonl"
+            write_jsonl(files[split], (stages.provisional_row(ctx.task, example) for example in splits[split]))
+        yield stages.train_job(ctx, role, files["train"], files["dev"])

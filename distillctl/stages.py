@@ -1,0 +1,173 @@
+"""The stages of a run: what each reads, does and writes. Their order and keys are in `pipeline.py`.
+
+Every function takes the run's `Context` and leaves its files in the run directory. None knows which
+backend it talks to, and none calls another: what passes between them are the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from distillctl import answering, jobs
+from distillctl.backend import JobEvent, StudentRef, TrainJob
+from distillctl.context import Context, LearnerRole
+from distillctl.data import audit, load_splits
+from distillctl.errors import BackendError, Problem, TeacherError
+from distillctl.progress import seconds_text
+from distillctl.select import select
+from distillctl.stability import measure
+from distillctl.store.files import digest_file, digest_json, read_json, read_jsonl, write_json, write_jsonl
+from distillctl.task import Task
+from distillctl.types import JSON, SPLITS, Example, Request, Split
+
+
+class Detached(Exception):
+    """The run was left on purpose while its training job goes on; the message says how to come back."""
+
+
+def load_data(ctx: Context) -> None:
+    """Read, split and audit the examples."""
+    splits, warnings = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
+    found = audit(splits, ctx.task, ctx.recipe.data)
+    for split in SPLITS:
+        write_jsonl(ctx.path(f"data/{split}.jsonl"), (example.as_json() for example in splits[split]))
+    write_json(ctx.path("audit.json"), found.as_json())
+    for warning in (*warnings, *found.warnings):
+        ctx.reporter.note(warning, "warning")
+    ctx.reporter.note(", ".join(f"{split} {len(splits[split])}" for split in SPLITS) + " examples")
+
+
+def ask_teacher(ctx: Context) -> None:
+    """Measure the teacher's stability where the recipe asks for it, then collect its answers."""
+    with answering.teacher(ctx) as who:
+        stability = measure_stability(ctx, who)
+        write_json(ctx.path("stability.json"), stability)
+        answering.collect_splits(ctx, who, SPLITS)
+
+
+def measure_stability(ctx: Context, who: answering.Answerer) -> JSON:
+    """Self-agreement of the teacher. Raises TeacherError where it is below the recipe's bound."""
+    wanted = getattr(ctx.recipe.teacher, "stability", None)
+    if wanted is None or who.predictor.replayed:
+        return {"measured": False}
+    found = measure(ctx, who, wanted)
+    if found.unanimous < wanted.min_agreement:
+        raise TeacherError(Problem(
+            f"the teacher agrees with itself on {found.unanimous:.0%} of {found.items} prompts asked "
+            f"{wanted.samples} times, below {wanted.min_agreement:.0%}: it is not ready to be distilled",
+            field="teacher.stability.min_agreement",
+            hint="make the prompt or the labels clearer, or lower the temperature; then run again"))
+    return {"measured": True, **found.as_json()}
+
+
+def select_rows(ctx: Context) -> None:
+    """Keep the teacher's right answers of train as training rows, those of dev for watching."""
+    kept = {}
+    for split in ("train", "dev"):
+        chosen = select(ctx.task, ctx.examples(split), ctx.predictions("teacher", split))
+        write_jsonl(ctx.path(f"training/{split}.jsonl"), chosen.rows)
+        kept[split] = chosen
+    if not kept["train"].rows:
+        raise TeacherError(Problem("no answer of the teacher can be trained on",
+                                   where=str(ctx.path("selection.json")),
+                                   hint="look at its answers in predictions/teacher.train.jsonl"))
+    write_json(ctx.path("selection.json"), kept["train"].as_json())
+    ctx.reporter.note(kept["train"].summary())
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def provisional_row(task: Task, example: Example) -> dict[str, JSON]:
+    """A training row before the teacher has answered: with the gold answer, else one of a usual length."""
+    gold = example.expected
+    if task.kind == "classification":
+        completion = task.target(gold if gold is not None else max(task.labels, key=len))
+    else:
+        completion = str(gold.get("text", gold)) if isinstance(gold, Mapping) else "unknown " * 40
+    return {"id": example.id, "messages": task.render(example.fields, example.source),
+            "completion": completion, "source": example.source}
+
+
+def train_job(ctx: Context, role: LearnerRole, train_file: Path, dev_file: Path) -> TrainJob:
+    """The job for a learner, on these rows."""
+    learner = ctx.learner(role)
+    with train_file.open(encoding="utf-8") as rows:
+        count = sum(1 for _ in rows)
+    return TrainJob(name=f"{ctx.recipe.name}-{role}", task=ctx.task, train=learner.train, model=learner.model,
+                    train_file=train_file, dev_file=dev_file, rows=count, digest=digest_file(train_file))
+
+
+def job_key(ctx: Context, role: LearnerRole, job: TrainJob) -> str:
+    """Digest of all that determines a trained model, whatever run it belongs to."""
+    return digest_json({"rows": job.digest, "dev": digest_file(job.dev_file) if job.dev_file else None,
+                        "task": job.task.spec.model_dump(mode="json"), **ctx.learner(role).parts()})
+
+
+def train(ctx: Context, role: LearnerRole) -> None:
+    """Train one learner at its backend and bring it home."""
+    backend = ctx.backend(role)
+    job = train_job(ctx, role, ctx.path("training/train.jsonl"), ctx.path("training/dev.jsonl"))
+    found = backend.preflight(job)
+    if found.problems:
+        raise BackendError(*found.problems)
+    teller = _Teller(ctx)
+    at_most = found.cost_usd[1] if found.cost_usd else None
+    row = jobs.train(backend, job, ledger=ctx.ledger, run=ctx.run_id, key=job_key(ctx, role, job),
+                     on_event=teller, detach=ctx.options.detach, resubmit=ctx.options.resubmit,
+                     at_most_usd=at_most)
+    if ctx.options.detach and row.state != "succeeded":
+        raise Detached(f"training goes on; come back with: distillctl attach {ctx.rundir.name}")
+    student = jobs.collect(backend, row, ctx.path(role), ledger=ctx.ledger, on_event=teller)
+    write_jsonl(ctx.path(f"training/{role}.jsonl"), (
+        {"time": event.time, "message": event.message, **event.data}
+        for _, event in ctx.ledger.events(row.token)))
+    write_json(ctx.path(f"{role}.json"), student.as_json())
+
+
+class _Teller:
+    """Turns a job's events into progress and notes."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def __call__(self, event: JobEvent) -> None:
+        data = event.data
+        if event.level != "info":
+            self._ctx.reporter.note(event.message, event.level)
+        elif data.get("step") and data.get("total_steps"):
+            left = (data["total_steps"] - data["step"]) * (data.get("seconds_per_step") or 0)
+            text = f"step {data['step']}/{data['total_steps']}"
+            if data.get("loss") is not None:
+                text += f"  loss {data['loss']:.3f}"
+            if left:
+                text += f"  {seconds_text(left)} left"
+            self._ctx.reporter.progress(data["step"], data["total_steps"], text)
+        else:
+            self._ctx.reporter.note(event.message)
+
+
+# --- answering ------------------------------------------------------------------------------------------
+
+
+def student_ref(ctx: Context, role: LearnerRole) -> StudentRef:
+    """The reference that training left."""
+    return StudentRef.from_json(read_json(ctx.path(f"{role}.json")))
+
+
+def answer_learner(ctx: Context, role: LearnerRole) -> None:
+    """Let a trained model answer dev and test, and time it."""
+    with answering.learner(ctx, role, student_ref(ctx, role), ctx.path(role)) as who:
+        answering.collect_splits(ctx, who, ("dev", "test"))
+
+
+def answer_base(ctx: Context) -> None:
+    """Let the untrained student answer test, and time it."""
+    trained = student_ref(ctx, "student")
+    untrained = StudentRef(trained.backend, "model" if trained.kind != "hosted" else "hosted",
+                           str(trained.data.get("base_model", trained.model)))
+    with answering.learner(ctx, "base", untrained, ctx.path("student")) as who:
+        answering.collect_splits(ctx, who, ("test",))
