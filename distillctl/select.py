@@ -31,6 +31,13 @@ class Selection:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     gold: int = 0
 
+    def summary(self) -> str:
+        """The account in one line."""
+        lost = ", ".join(f"{len(ids)} {reason}" for reason, ids in self.dropped.items())
+        kept = len(self.rows)
+        total = kept + sum(len(ids) for ids in self.dropped.values())
+        return f"{kept} of {total} answers become training rows" + (f"; dropped: {lost}" if lost else "")
+
     def as_json(self) -> dict[str, JSON]:
         """The account for `selection.json` and the report; the rows themselves are not in it."""
         dropped = sum(len(ids) for ids in self.dropped.values())

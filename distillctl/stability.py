@@ -24,8 +24,8 @@ _SEED = 20_231
 class Stability:
     """measured: False for a recording, which has one answer a prompt; all else is then None.
 
-    unanimous: prompts whose `samples` answers were all readable and equal, of `items`; low, high: the 95 %
-    Wilson interval of that share. agreement: mean share of equal pairs of answers. disagreements: the
+    agreed: prompts whose `samples` answers were all readable and equal, of `items`; unanimous: their share;
+    low, high: its 95 % Wilson interval. enough: unanimous reaches min_agreement. agreement: mean share of equal pairs of answers. disagreements: the
     prompts that were not unanimous, {"id", "answers"}; an unreadable answer is None there, and equals
     nothing.
     """
@@ -33,8 +33,8 @@ class Stability:
     measured: bool
     items: int | None = None
     samples: int | None = None
-    unanimous: int | None = None
-    share: float | None = None
+    agreed: int | None = None
+    unanimous: float | None = None
     low: float | None = None
     high: float | None = None
     agreement: float | None = None
@@ -82,8 +82,7 @@ def _summary(task: Task, answers: dict[str, list[Prediction]], samples: int,
         if not all(pairs):
             disagreements.append({"id": id, "answers": texts})
     items = len(answers)
-    unanimous = items - len(disagreements)
-    low, high = wilson(unanimous, items)
-    return Stability(True, items, samples, unanimous, unanimous / items, low, high,
-                     sum(agreements) / items, min_agreement, unanimous / items >= min_agreement,
-                     tuple(disagreements))
+    agreed = items - len(disagreements)
+    low, high = wilson(agreed, items)
+    return Stability(True, items, samples, agreed, agreed / items, low, high, sum(agreements) / items,
+                     min_agreement, agreed / items >= min_agreement, tuple(disagreements))

@@ -19,9 +19,10 @@ from distillctl.predictors.http import (
 )
 from distillctl.prices import PricePoint, prompt_tokens_at_most
 from distillctl.secrets import Secret
-from distillctl.types import JSON, Answer, Finish, Request
+from distillctl.types import JSON, Answer, CallFailed, Finish, Request
 
 ANTHROPIC_URL = "https://api.anthropic.com"
+_WITH_TEMPERATURE = "2023-06-01"
 _FINISH: dict[JSON, Finish] = {
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "refusal"}
@@ -30,14 +31,15 @@ _FINISH: dict[JSON, Finish] = {
 class AnthropicPredictor:
     """Answers one request by one message. The arguments are those of `OpenAIPredictor`.
 
-    System turns become the `system` parameter. The API has no seed.
+    System turns become the `system` parameter. The API has no seed, and since version 2026-10-21 no
+    temperature; with one, the request is sent under the version before, which older models still answer.
     """
 
     max_batch = 1
     replayed = False
 
     def __init__(self, model: str, *, api_key: Secret, base_url: str | None = None,
-                 temperature: float | None = 0.0, max_tokens: int = 1024, timeout: float = 60.0,
+                 temperature: float | None = None, max_tokens: int = 1024, timeout: float = 60.0,
                  price: PricePoint | None = None) -> None:
         self.identity: Mapping[str, JSON] = {
             "provider": "anthropic", "base_url": (base_url or ANTHROPIC_URL).rstrip("/"), "model": model,
@@ -49,7 +51,8 @@ class AnthropicPredictor:
         self._client: Any = None
         self._parameters: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
-            self._parameters["temperature"] = temperature
+            self._parameters |= {"extra_body": {"temperature": temperature},
+                                 "extra_headers": {"anthropic-version": _WITH_TEMPERATURE}}
 
     def max_cost(self, request: Request) -> float | None:
         """The most that one answer can cost, US dollars; None where no price is known."""
@@ -79,10 +82,16 @@ class AnthropicPredictor:
                 base_url=str(self.identity["base_url"]), api_key=header_value(self._api_key), max_retries=0,
                 timeout=self._timeout, http_client=http_client(self._timeout))
         system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
-        return await self._client.messages.with_raw_response.create(
-            messages=[dict(m) for m in request.messages if m["role"] != "system"],
-            # given for each call: the SDK otherwise refuses a large max_tokens without streaming
-            timeout=self._timeout, **({"system": system} if system else {}), **self._parameters)
+        try:
+            return await self._client.messages.with_raw_response.create(
+                messages=[dict(m) for m in request.messages if m["role"] != "system"],
+                # given for each call: the SDK otherwise refuses a large max_tokens without streaming
+                timeout=self._timeout, **({"system": system} if system else {}), **self._parameters)
+        except anthropic.BadRequestError as error:
+            if "extra_body" in self._parameters and "temperature" in str(error):
+                raise CallFailed("setup", "this model takes no temperature: set teacher.temperature "
+                                          "to null") from None
+            raise
 
     def _read(self, body: Mapping[str, JSON], latency: float) -> Answer:
         try:

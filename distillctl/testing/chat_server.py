@@ -33,8 +33,9 @@ _OPENAI_PARAMETERS = {
     "model", "messages", "temperature", "top_p", "n", "max_tokens", "max_completion_tokens", "seed", "stop",
     "response_format", "logprobs", "top_logprobs", "user", "stream"}
 _ANTHROPIC_PARAMETERS = {
-    "model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stop_sequences",
-    "metadata", "stream"}
+    "model", "messages", "system", "max_tokens", "stop_sequences", "metadata", "stream"}
+_ANTHROPIC_VERSIONS = ("2023-06-01", "2026-10-21")
+_ANTHROPIC_SAMPLING = {"temperature", "top_p", "top_k"}  # gone in the newer version
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(raw)
         except ValueError:
             raise _Refusal(400, "invalid_request_error", "We could not parse the JSON body") from None
-        unknown = set(body) - (_ANTHROPIC_PARAMETERS if anthropic else _OPENAI_PARAMETERS)
+        known = _ANTHROPIC_PARAMETERS if anthropic else _OPENAI_PARAMETERS
+        if anthropic and self.headers["anthropic-version"] == _ANTHROPIC_VERSIONS[0]:
+            known |= _ANTHROPIC_SAMPLING
+        unknown = set(body) - known
         if unknown:
             name = sorted(unknown)[0]
             raise _Refusal(400, "invalid_request_error",
@@ -206,10 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _check_key(self, anthropic: bool) -> None:
-        given = self.headers.get("x-api-key") if anthropic else (
-            self.headers.get("Authorization", "").removeprefix("Bearer "))
-        if anthropic and not self.headers.get("anthropic-version"):
-            raise _Refusal(400, "invalid_request_error", "anthropic-version: header is required")
+        bearer = self.headers.get("Authorization", "")
+        given = bearer.removeprefix("Bearer ") if bearer.startswith("Bearer ") else None
+        if anthropic:
+            given = self.headers.get("x-api-key") or given
+            if self.headers.get("anthropic-version") not in _ANTHROPIC_VERSIONS:
+                raise _Refusal(400, "invalid_request_error", "anthropic-version: a known one is required")
         if not given or (self.provider.key is not None and given != self.provider.key):
             raise _Refusal(401, "authentication_error" if anthropic else "invalid_request_error",
                            f"Incorrect API key provided: {given}", "invalid_api_key")
