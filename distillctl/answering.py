@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from distillctl.backend import StudentRef
 from distillctl.budget import Budget
@@ -22,9 +23,13 @@ from distillctl.errors import Problem, UsageError
 from distillctl.predictors import open_teacher
 from distillctl.progress import seconds_text
 from distillctl.recipe.models import RecordedTeacher
-from distillctl.select import predictions_of
+from distillctl.recipe.models import Stability as StabilitySpec
+from distillctl.select import predictions_of, requests_of
+from distillctl.stability import Stability, measure
 from distillctl.store.files import write_json, write_jsonl
-from distillctl.types import JSON, Answer, Example, Predictor, Request, Split
+from distillctl.types import JSON, Answer, Predictor, Request, Split
+
+T = TypeVar("T")
 
 AT_ONCE = 64  # requests in the measurement of a local model's throughput
 
@@ -47,9 +52,10 @@ def teacher(ctx: Context) -> Iterator[Answerer]:
     if isinstance(spec, RecordedTeacher):
         yield Answerer("teacher", predictor, CollectOptions(), paid=False)
         return
-    if ctx.options.offline and not _on_this_machine(spec.base_url):
-        raise UsageError(Problem("--offline: this teacher is asked over the network", field="teacher.provider",
-                                 value=spec.provider, hint="use a recorded teacher, or run without --offline"))
+    if ctx.options.offline and not on_this_machine(spec.base_url):
+        raise UsageError(Problem(
+            "--offline: this teacher is asked over the network", field="teacher.provider",
+            value=spec.provider, hint="use a recorded teacher, or run without --offline"))
     yield Answerer("teacher", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True)
 
 
@@ -59,7 +65,7 @@ def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
     """A trained (or, as "base", untrained) model, opened by its backend for as long as the block runs."""
     backend = ctx.backend(trained_as)
     paid = not backend.capabilities.student_is_local
-    with backend.open(student, folder, ctx.task) as predictor:
+    with backend.open(student, folder, ctx.task, ctx.recipe.evaluate) as predictor:
         options = CollectOptions(max_failures=1.0)  # a missing answer is a wrong answer, and is shown
         if paid:
             options = replace(options, concurrency=8, deadline=120.0,
@@ -67,59 +73,69 @@ def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
         yield Answerer(role, predictor, options, paid)
 
 
-def requests_of(ctx: Context, examples: Sequence[Example]) -> list[Request]:
-    """One request per example."""
-    return [Request(example.id, ctx.task.render(example.fields, example.source)) for example in examples]
-
-
 def collect_splits(ctx: Context, who: Answerer, splits: Sequence[Split]) -> None:
     """Answers to whole splits as predictions/<role>.<split>.jsonl, timings as timings/<role>.json."""
-    examples = {split: ctx.examples(split) for split in splits}
-    requests = {split: requests_of(ctx, examples[split]) for split in splits}
-    answers, timing = asyncio.run(_answer_all(ctx, who, requests))
+    requests = {split: requests_of(ctx.task, ctx.examples(split)) for split in splits}
+    answers, timing = asyncio.run(_closing(who, _answer_all(ctx, who, requests)))
     for split in splits:
-        predictions = predictions_of(ctx.task, examples[split], requests[split],
+        predictions = predictions_of(ctx.task, requests[split],
                                      [answers[request.id] for request in requests[split]])
         write_jsonl(ctx.path(f"predictions/{who.role}.{split}.jsonl"), (p.as_json() for p in predictions))
     write_json(ctx.path(f"timings/{who.role}.json"), timing)
 
 
+def stability(ctx: Context, who: Answerer, wanted: StabilitySpec) -> Stability:
+    """How far the teacher agrees with itself on some training prompts."""
+    requests = requests_of(ctx.task, ctx.examples("train"))
+    return asyncio.run(_closing(who, measure(
+        who.predictor, ctx.task, requests, items=wanted.items, samples=wanted.samples,
+        min_agreement=wanted.min_agreement, options=who.options, **collecting(ctx, who))))
+
+
 async def ask(ctx: Context, who: Answerer, requests: Sequence[Request],
               options: CollectOptions | None = None) -> Collected:
     """Answers from the ledger or from the predictor, with progress, within the run's budget."""
-    budget = Budget.of(ctx.ledger, ctx.run_id, ctx.recipe.budget.max_usd) if who.paid else None
-    return await collect(who.predictor, requests, ledger=ctx.ledger, run=ctx.run_id, kind=who.role,
-                         paid=who.paid, options=options or who.options, budget=budget,
-                         on_progress=lambda p: ctx.reporter.progress(p.done, p.total, progress_text(p)))
+    return await collect(who.predictor, requests, options=options or who.options, **collecting(ctx, who))
+
+
+def collecting(ctx: Context, who: Answerer) -> dict[str, Any]:
+    """The arguments of `collect` that are the same for every asking of this run."""
+    return {"ledger": ctx.ledger, "run": ctx.run_id, "kind": who.role, "paid": who.paid,
+            "budget": Budget.of(ctx.ledger, ctx.run_id, ctx.recipe.budget.max_usd) if who.paid else None,
+            "on_progress": lambda p: ctx.reporter.progress(p.done, p.total, progress_text(p))}
+
+
+async def _closing(who: Answerer, work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    finally:
+        await who.predictor.aclose()
 
 
 async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Request]],
                       ) -> tuple[dict[str, Answer], JSON]:
-    try:
-        latency = ctx.recipe.evaluate.latency
-        timed = requests["test"][:latency.items]
-        warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
-        over_network = who.paid and not who.predictor.replayed
-        if over_network:
-            alone = replace(who.options, concurrency=1)
-            await ask(ctx, who, warm, alone)
-            await ask(ctx, who, timed, alone)
-        everything = [request for split in requests for request in requests[split]]
-        collected = await ask(ctx, who, everything)
-        answers = {request.id: answer for request, answer in zip(everything, collected.answers, strict=True)}
-        if len(collected.models) > 1:
-            names = ", ".join(f"{name} ({count})" for name, count in collected.models.items())
-            ctx.reporter.note(f"the {who.role} answered as several models: {names}", "warning")
-        if who.predictor.replayed or over_network:
-            known = [answers[r.id].latency_s for r in (timed if over_network else requests["test"])]
-            timing = {"source": "measured" if over_network else "recorded",
-                      "latencies_s": [seconds for seconds in known if seconds is not None]}
-        else:
-            timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
-        return answers, {**timing, "replayed": who.predictor.replayed,
-                         "machine": None if who.predictor.replayed else machine()}
-    finally:
-        await who.predictor.aclose()
+    latency = ctx.recipe.evaluate.latency
+    timed = requests["test"][:latency.items]
+    warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
+    over_network = who.paid and not who.predictor.replayed
+    if over_network:
+        alone = replace(who.options, concurrency=1)
+        await ask(ctx, who, warm, alone)
+        await ask(ctx, who, timed, alone)
+    everything = [request for split in requests for request in requests[split]]
+    collected = await ask(ctx, who, everything)
+    answers = {request.id: answer for request, answer in zip(everything, collected.answers, strict=True)}
+    if len(collected.models) > 1:
+        names = ", ".join(f"{name} ({count})" for name, count in collected.models.items())
+        ctx.reporter.note(f"the {who.role} answered as several models: {names}", "warning")
+    if who.predictor.replayed or over_network:
+        known = [answers[r.id].latency_s for r in (timed if over_network else requests["test"])]
+        timing = {"source": "measured" if over_network else "recorded",
+                  "latencies_s": [seconds for seconds in known if seconds is not None]}
+    else:
+        timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
+    return answers, {**timing, "replayed": who.predictor.replayed,
+                     "machine": None if who.predictor.replayed else machine()}
 
 
 async def _time_here(ctx: Context, predictor: Predictor, warm: list[Request], timed: list[Request]) -> JSON:
@@ -155,7 +171,8 @@ def progress_text(progress: Progress) -> str:
     return "  ".join([*parts, progress.note] if progress.note else parts)
 
 
-def _on_this_machine(base_url: str | None) -> bool:
+def on_this_machine(base_url: str | None) -> bool:
+    """Whether a teacher's address is this machine's own."""
     from urllib.parse import urlsplit
 
     return base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost")

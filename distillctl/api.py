@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from distillctl.context import Context, Options
 from distillctl.errors import DataError, Problem, StorageError, UsageError
 from distillctl.pipeline import execute
-from distillctl.plan import Plan, make_plan
+from distillctl.plan import make_plan
 from distillctl.progress import Reporter, Silent
-from distillctl.recipe.load import LoadedRecipe, load_recipe, load_resolved
+from distillctl.recipe.load import load_recipe, load_resolved
 from distillctl.store.files import exclusive_lock, read_json, write_json, write_text
 from distillctl.store.rundir import RunDir
 from distillctl.store.workspace import RUN_FILE, Workspace

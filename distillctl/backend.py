@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel
 
 from distillctl.errors import Problem
-from distillctl.recipe.models import TrainSpec
+from distillctl.recipe.models import EvaluateSpec, TrainSpec
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
 
@@ -36,6 +36,7 @@ class Capabilities:
     data_leaves_machine: bool = True
     reports_cost: bool = False
     student_is_local: bool = False  # weights end on this machine; nothing is sent to predict
+    untrained_answers: bool = False  # `open` also takes the base model, untrained, to compare with
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,9 @@ class Backend(Protocol):
         safetensors or plain arrays, never pickle. Raises Unreachable, BackendError."""
         ...
 
-    def open(self, student: StudentRef, folder: Path, task: Task) -> AbstractContextManager[Predictor]:
-        """A predictor for a collected student; `folder` is what `collect` wrote into. Starts what must
-        be started and stops it on every exit. Raises StudentError, Unreachable."""
+    def open(self, student: StudentRef, folder: Path, task: Task,
+             how: EvaluateSpec) -> AbstractContextManager[Predictor]:
+        """A predictor for a collected student; `folder` is what `collect` wrote into, `how` says how long
+        and how freely it answers. Starts what must be started and stops it on every exit.
+        Raises StudentError, Unreachable."""
         ...

@@ -23,7 +23,7 @@ from distillctl.store.files import digest_file, digest_json, read_jsonl
 from distillctl.store.ledger import Ledger
 from distillctl.store.rundir import RunDir
 from distillctl.store.workspace import Workspace, slug
-from distillctl.task import Task, build_task
+from distillctl.task import Task
 from distillctl.types import JSON, Example, Prediction, Split
 
 LearnerRole = Literal["student", "baseline"]
@@ -72,9 +72,9 @@ class Context:
     def recipe(self) -> Recipe:
         return self.loaded.recipe
 
-    @cached_property
+    @property
     def task(self) -> Task:
-        return build_task(self.recipe.task)
+        return self.loaded.task
 
     @cached_property
     def rundir(self) -> RunDir:
@@ -109,20 +109,28 @@ class Context:
         model = str(settings.get("model") or recipe.student.model)
         return Learner(role, backend, settings, model, recipe.train)
 
+    def roles(self) -> tuple[LearnerRole, ...]:
+        """Who is trained in this run."""
+        return ("student", "baseline") if self.recipe.baseline else ("student",)
+
     @cached_property
     def _backends(self) -> dict[str, Backend]:
         return {}
 
     def backend(self, role: LearnerRole) -> Backend:
         """The learner's backend, opened once. Raises RecipeError, MissingExtra, BackendError."""
-        learner = self.learner(role)
-        if learner.backend not in self._backends:
-            env = BackendEnv(
-                workspace=self.workspace.private / learner.backend, secret=secrets.value,
-                clock=time.time, offline=self.options.offline)
-            self._backends[learner.backend] = registry.open_backend(
-                learner.backend, dict(learner.settings), env, self.loaded)
-        return self._backends[learner.backend]
+        name = self.learner(role).backend
+        if name not in self._backends:
+            env = BackendEnv(workspace=self.workspace.private / name, secret=secrets.value,
+                             clock=time.time, offline=self.options.offline)
+            self._backends[name] = registry.open_backend(
+                name, self.recipe.backends.get(name, {}), env, self.loaded)
+        return self._backends[name]
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the student starts from a language model that can answer untrained."""
+        return self.backend("student").capabilities.untrained_answers
 
     # --- what determines a stage ---
 
@@ -164,7 +172,8 @@ class Context:
         return [Example.from_json(row) for row in read_jsonl(self.path(f"data/{split}.jsonl"))]
 
     def predictions(self, who: str, split: Split) -> list[Prediction]:
-        return [Prediction.from_json(row) for row in read_jsonl(self.path(f"predictions/{who}.{split}.jsonl"))]
+        rows = read_jsonl(self.path(f"predictions/{who}.{split}.jsonl"))
+        return [Prediction.from_json(row) for row in rows]
 
 
 def machine() -> str:

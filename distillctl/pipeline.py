@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distillctl import stages
-from distillctl.context import Context
+from distillctl import deciding, stages
+from distillctl.context import Context, LearnerRole
 from distillctl.errors import Problem, UsageError
 from distillctl.store.files import digest_json
 from distillctl.store.rundir import StageRecord
 from distillctl.testing.crash import crashpoint
-from distillctl.types import JSON
+from distillctl.types import JSON, SPLITS
 
 Parts = Mapping[str, JSON]
 
@@ -50,12 +50,13 @@ class Step:
     record: StageRecord | None = field(default=None, repr=False)
 
 
-def _learner_stages(role: stages.LearnerRole, reads: tuple[str, ...] = ()) -> list[Stage]:
+def _learner_stages(role: LearnerRole) -> list[Stage]:
     return [
-        Stage(f"train-{role}", f"train the {role}", ("select",), (f"{role}.json", f"{role}", f"training/{role}.jsonl"),
+        Stage(f"train-{role}", f"train the {role}", ("select",),
+              (f"{role}.json", f"{role}", f"training/{role}.jsonl"),
               lambda ctx: ctx.learner(role).parts(), lambda ctx: stages.train(ctx, role)),
         Stage(f"answer-{role}", f"let the {role} answer dev and test", ("data", f"train-{role}"),
-              tuple(f"predictions/{role}.{split}.jsonl" for split in ("dev", "test")) + (f"timings/{role}.json",),
+              (f"predictions/{role}.dev.jsonl", f"predictions/{role}.test.jsonl", f"timings/{role}.json"),
               lambda ctx: ctx.answering_parts(), lambda ctx: stages.answer_learner(ctx, role)),
     ]
 
@@ -65,10 +66,10 @@ def stages_of(ctx: Context) -> list[Stage]:
     recipe = ctx.recipe
     found = [
         Stage("data", "read, split and audit the examples", (),
-              (*(f"data/{split}.jsonl" for split in stages.SPLITS), "audit.json"),
+              (*(f"data/{split}.jsonl" for split in SPLITS), "audit.json"),
               lambda ctx: ctx.data_parts(), stages.load_data),
         Stage("teacher", "ask the teacher", ("data",),
-              (*(f"predictions/teacher.{split}.jsonl" for split in stages.SPLITS), "stability.json",
+              (*(f"predictions/teacher.{split}.jsonl" for split in SPLITS), "stability.json",
                "timings/teacher.json"),
               lambda ctx: ctx.teacher_parts(), stages.ask_teacher),
         Stage("select", "keep the right answers as training rows", ("teacher",),
@@ -77,7 +78,7 @@ def stages_of(ctx: Context) -> list[Stage]:
         *_learner_stages("student"),
     ]
     scored = ["answer-student"]
-    if recipe.evaluate.base and ctx.learner("student").may_have_base:
+    if recipe.evaluate.base and ctx.has_base:
         found.append(Stage(
             "answer-base", "let the untrained student answer", ("data", "train-student"),
             ("predictions/base.test.jsonl", "timings/base.json"),
@@ -87,9 +88,9 @@ def stages_of(ctx: Context) -> list[Stage]:
         found.extend(_learner_stages("baseline"))
         scored.append("answer-baseline")
     found.append(Stage("evaluate", "score, compare, decide", ("teacher", *scored), ("metrics.json",),
-                       lambda ctx: {"verdict": recipe.verdict.model_dump()}, stages.evaluate_run))
+                       lambda ctx: {"verdict": recipe.verdict.model_dump()}, deciding.evaluate_run))
     found.append(Stage("report", "write the report", ("evaluate",), ("report.html",),
-                       lambda ctx: {}, stages.write_report))
+                       lambda ctx: {}, deciding.write_report))
     return found
 
 
@@ -101,7 +102,8 @@ def steps_of(ctx: Context) -> list[Step]:
     rerun: set[str] = set()
     for stage in stages_of(ctx):
         parts = {"version": stage.version, **stage.parts(ctx)}
-        key = digest_json({"stage": stage.name, "parts": parts, "after": [keys[name] for name in stage.after]})
+        after = [keys[name] for name in stage.after]
+        key = digest_json({"stage": stage.name, "parts": parts, "after": after})
         keys[stage.name] = key
         record = records.get(stage.name)
         why = _why_again(ctx, stage, key, parts, record, rerun)

@@ -12,15 +12,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from distillctl import stages
+from distillctl import answering, stages
 from distillctl.backend import TrainJob, Unreachable
 from distillctl.context import Context, LearnerRole
 from distillctl.data import load_splits
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.pipeline import Step, select_until, steps_of
+from distillctl.predictors import teacher_price
+from distillctl.prices import estimate
 from distillctl.progress import seconds_text
+from distillctl.select import requests_of
 from distillctl.store.files import write_jsonl
-from distillctl.types import JSON, SPLITS, Example, Split
+from distillctl.store.ledger import answer_key
+from distillctl.types import JSON, SPLITS, Example, Request, Split
 
 
 @dataclass
@@ -104,16 +108,50 @@ def _examples(ctx: Context, plan: Plan, from_recipe: bool) -> dict[Split, list[E
 
 
 def _plan_teacher(ctx: Context, plan: Plan, row: PlanRow, splits: dict[Split, list[Example]]) -> None:
+    """What asking the teacher takes; that it can be asked, and that a recording has every answer."""
     try:
-        estimate = stages.estimate_teacher(ctx, splits)
+        with answering.teacher(ctx) as who:
+            requests = [request for split in SPLITS for request in requests_of(ctx.task, splits[split])]
+            if who.predictor.replayed:
+                _plan_recording(plan, row, who.predictor.missing([request.id for request in requests]))
+            else:
+                _plan_calls(ctx, plan, row, who, requests)
     except DistillctlError as error:
         plan.problems += error.problems
-        return
-    row.calls, row.tokens, row.usd, row.notes = (
-        estimate.calls, estimate.tokens, estimate.usd, list(estimate.notes))
-    plan.problems += estimate.problems
-    plan.sends_to += estimate.sends_to
-    _add_cost(plan, estimate.usd and (0.0, estimate.usd) if estimate.calls else (0.0, 0.0))
+
+
+def _plan_recording(plan: Plan, row: PlanRow, missing: list[str]) -> None:
+    row.calls, row.tokens, row.usd = 0, 0, 0.0
+    row.notes.append("replayed from a recording: nothing is asked")
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        plan.warnings.append(f"the recording has no answer to {len(missing)} examples ({shown}): they "
+                             "count as wrong answers of the teacher")
+
+
+def _plan_calls(ctx: Context, plan: Plan, row: PlanRow, who: answering.Answerer,
+                requests: list[Request]) -> None:
+    teacher = ctx.recipe.teacher
+    keys = {answer_key(who.predictor.identity, request): request for request in requests}
+    if ctx.workspace.has_ledger():
+        for key in ctx.ledger.answers(list(keys)):
+            del keys[key]
+    repeats = (teacher.stability.samples - 1) * teacher.stability.items if teacher.stability else 0
+    found = estimate(keys.values(), teacher_price(teacher), teacher.max_tokens)
+    share = 1 + repeats / max(1, len(requests))
+    row.calls, row.tokens = found.calls + repeats, round(found.tokens_in * share)
+    row.usd = None if found.usd_at_most is None else found.usd_at_most * share
+    place = teacher.base_url or f"the {teacher.provider} API"
+    row.notes.append(f"prompts go to {place}")
+    if row.calls:
+        if row.usd is None and ctx.recipe.budget.max_usd is not None:
+            plan.problems.append(Problem(
+                "the price of the teacher is unknown, so the budget cannot be kept",
+                where=ctx.loaded.where("teacher"), field="teacher.price", hint="give it in US dollars per "
+                "million tokens: {input: 0.4, output: 1.6}; {input: 0, output: 0} for a server of your own"))
+        if not answering.on_this_machine(teacher.base_url):
+            plan.sends_to.append(place)
+    _add_cost(plan, None if row.usd is None else (0.0, row.usd))
 
 
 def _plan_training(ctx: Context, plan: Plan, row: PlanRow, role: LearnerRole,
@@ -154,5 +192,6 @@ def _provisional(ctx: Context, role: LearnerRole, splits: dict[Split, list[Examp
         files = {}
         for split in ("train", "dev"):
             files[split] = Path(folder) / f"{split}.jsonl"
-            write_jsonl(files[split], (stages.provisional_row(ctx.task, example) for example in splits[split]))
+            write_jsonl(files[split],
+                        (stages.provisional_row(ctx.task, example) for example in splits[split]))
         yield stages.train_job(ctx, role, files["train"], files["dev"])

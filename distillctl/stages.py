@@ -6,8 +6,6 @@ backend it talks to, and none calls another: what passes between them are the fi
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,10 +16,10 @@ from distillctl.data import audit, load_splits
 from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.progress import seconds_text
 from distillctl.select import select
-from distillctl.stability import measure
-from distillctl.store.files import digest_file, digest_json, read_json, read_jsonl, write_json, write_jsonl
+from distillctl.stability import Stability
+from distillctl.store.files import digest_file, digest_json, read_json, write_json, write_jsonl
 from distillctl.task import Task
-from distillctl.types import JSON, SPLITS, Example, Request, Split
+from distillctl.types import JSON, SPLITS, Example
 
 
 class Detached(Exception):
@@ -43,24 +41,19 @@ def load_data(ctx: Context) -> None:
 def ask_teacher(ctx: Context) -> None:
     """Measure the teacher's stability where the recipe asks for it, then collect its answers."""
     with answering.teacher(ctx) as who:
-        stability = measure_stability(ctx, who)
-        write_json(ctx.path("stability.json"), stability)
+        if wanted := getattr(ctx.recipe.teacher, "stability", None):
+            found = answering.stability(ctx, who, wanted)
+        else:
+            found = Stability(measured=False)
+        write_json(ctx.path("stability.json"), found.as_json())
+        if found.measured and not found.enough:
+            raise TeacherError(Problem(
+                f"the teacher agrees with itself on {found.share:.0%} of {found.items} prompts asked "
+                f"{found.samples} times, below {found.min_agreement:.0%}: not ready to be distilled",
+                field="teacher.stability.min_agreement",
+                hint="make the prompt or the labels clearer, or lower the temperature; then run again"))
+    with answering.teacher(ctx) as who:
         answering.collect_splits(ctx, who, SPLITS)
-
-
-def measure_stability(ctx: Context, who: answering.Answerer) -> JSON:
-    """Self-agreement of the teacher. Raises TeacherError where it is below the recipe's bound."""
-    wanted = getattr(ctx.recipe.teacher, "stability", None)
-    if wanted is None or who.predictor.replayed:
-        return {"measured": False}
-    found = measure(ctx, who, wanted)
-    if found.unanimous < wanted.min_agreement:
-        raise TeacherError(Problem(
-            f"the teacher agrees with itself on {found.unanimous:.0%} of {found.items} prompts asked "
-            f"{wanted.samples} times, below {wanted.min_agreement:.0%}: it is not ready to be distilled",
-            field="teacher.stability.min_agreement",
-            hint="make the prompt or the labels clearer, or lower the temperature; then run again"))
-    return {"measured": True, **found.as_json()}
 
 
 def select_rows(ctx: Context) -> None:
@@ -75,7 +68,9 @@ def select_rows(ctx: Context) -> None:
                                    where=str(ctx.path("selection.json")),
                                    hint="look at its answers in predictions/teacher.train.jsonl"))
     write_json(ctx.path("selection.json"), kept["train"].as_json())
-    ctx.reporter.note(kept["train"].summary())
+    dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in kept["train"].dropped.items())
+    rows = f"{len(kept['train'].rows)} training rows"
+    ctx.reporter.note(f"{rows}; dropped: {dropped}" if dropped else rows)
 
 
 # --- training -------------------------------------------------------------------------------------------

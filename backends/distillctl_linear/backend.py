@@ -31,7 +31,7 @@ from distillctl.backend import (
     TrainJob,
 )
 from distillctl.errors import BackendError, MissingExtra, Problem, StorageError, StudentError
-from distillctl.recipe.models import ClassificationSpec, Strict
+from distillctl.recipe.models import ClassificationSpec, EvaluateSpec, Strict
 from distillctl.store.files import (
     SAFE_NAME,
     digest_file,
@@ -134,7 +134,8 @@ class LinearBackend:
         return StudentRef(self.name, "model", "tf-idf + logistic regression", path=".", files=files)
 
     @contextmanager
-    def open(self, student: StudentRef, folder: Path, task: Task) -> Iterator[Predictor]:
+    def open(self, student: StudentRef, folder: Path, task: Task,
+             how: EvaluateSpec) -> Iterator[Predictor]:
         if missing := registry.needs(self.name, "sklearn", "scipy", "safetensors"):
             raise MissingExtra.of(missing)
         from distillctl_linear.predictor import LinearPredictor

@@ -13,18 +13,35 @@ from distillctl.cli.output import json_option, say, say_json, show, workspace_op
 @json_option
 def backends(as_json: bool) -> None:
     """List the training backends that are installed, and what each can do."""
-    from distillctl.registry import describe_all
+    from distillctl import registry
+    from distillctl.errors import DistillctlError
 
-    found = describe_all()
+    rows = []
+    for info in registry.installed():
+        row = {"name": info.name, "from": f"{info.distribution} {info.version}", "tasks": None,
+               "data leaves this machine": None, "probabilities": None, "problem": None}
+        try:
+            can = registry.load(info.name).capabilities
+            row |= {"tasks": sorted(can.task_kinds), "data leaves this machine": can.data_leaves_machine,
+                    "probabilities": can.label_probabilities}
+        except DistillctlError as error:
+            row["problem"] = str(error)
+        rows.append(row)
     if as_json:
-        say_json([vars(info) for info in found])
+        say_json(rows)
         return
     from distillctl.report.terminal import table
 
-    show(table("Backends", ("name", "from", "tasks", "data leaves", "needs"), [
-        (info.name, info.distribution, ", ".join(info.task_kinds),
-         "unknown" if info.data_leaves_machine is None else "yes" if info.data_leaves_machine else "no",
-         info.problem or "") for info in found]))
+    show(table("Backends", list(rows[0]) if rows else ["name"], [[_word(v) for v in row.values()]
+                                                                  for row in rows]))
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 @click.command()

@@ -20,7 +20,7 @@ def init(kind: str, folder: Path) -> None:
 
     for path in scaffold(kind, folder):
         say(f"wrote {path}")
-    say(f"next: distillctl check {folder}/{kind}.yaml")
+    say(f"next: distillctl check {folder}/recipe.yaml")
 
 
 @click.command()

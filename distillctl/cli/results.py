@@ -19,8 +19,8 @@ from distillctl.cli.output import json_option, reporter, say, say_json, show, wo
 def eval_command(run: str, predictions: Path | None, name: str, workspace: Path, as_json: bool) -> None:
     """Score a run again from its predictions, or predictions that were made elsewhere. Calls no model."""
     from distillctl import api
+    from distillctl.deciding import rescore
     from distillctl.report.terminal import comparison_table, verdict_panel
-    from distillctl.rescore import rescore
     from distillctl.store.workspace import Workspace
 
     place = Workspace(workspace.resolve())
@@ -46,7 +46,7 @@ def compare(runs: tuple[str, ...], html: Path | None, workspace: Path, as_json: 
     found = [run for name in runs for run in _named(name, workspace)]
     table = api.compare(found)
     if html:
-        from distillctl.report.comparison import write_comparison
+        from distillctl.report.compare import write_comparison
 
         write_comparison([(run.name, run.metrics) for run in found], html)
     if as_json:
@@ -83,7 +83,7 @@ def _named(name: str, workspace: Path) -> list:
 def report(run: str, markdown: bool, workspace: Path) -> None:
     """Write a run's report again and print its path."""
     from distillctl import api
-    from distillctl.stages import write_report
+    from distillctl.deciding import write_report
     from distillctl.store.workspace import Workspace
 
     place = Workspace(workspace.resolve())
