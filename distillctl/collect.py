@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from distillctl.budget import Budget
@@ -182,7 +182,7 @@ class _Collection:
             await self._recorder.drained()
             self._meter.show()
         if self._error:
-            raise self._error
+            raise self._with_advice(self._error)
 
     def _stop(self, error: BaseException | None) -> None:
         """Begin nothing new; calls under way finish and are recorded, workers that wait end now."""
@@ -210,7 +210,7 @@ class _Collection:
                 if failure.kind in _FATAL:
                     raise self._error_of(Problem(
                         f"the {self._kind} {_FATAL[failure.kind]}: {failure}",
-                        hint=f"{self._kept()}; mend it and run again to go on")) from None
+                        hint="mend it and run again to go on")) from None
                 if self._stopping:
                     return
                 tries[failure.kind] += 1
@@ -288,7 +288,7 @@ class _Collection:
                     f"the next answer could cost {_total(costs):.4g} US dollars; "
                     f"{self._budget.spent:.4g} of {self._budget.max_usd:g} are spent, or may be",
                     field="budget.max_usd",
-                    hint=f"{self._kept()}; raise it, or lower max_tokens, and run again to go on"))
+                    hint="raise it, or lower max_tokens, and run again to go on"))
             self._settled.clear()
             await self._settled.wait()
         return costs
@@ -326,7 +326,7 @@ class _Collection:
                 f"more than max_failures ({self._options.max_failures:.3g}) allows")
             raise self._error_of(Problem(
                 f"the {self._kind} left {failed} of {total} prompts unanswered, {allowed}: {worst}",
-                hint=f"{self._kept()}; run again to ask for the rest"))
+                hint="run again to ask for the rest"))
 
     def _book_lost(self, batch: list[Row], costs: list[float | None]) -> float:
         """Write down that calls without an answer may have been billed; returns the most they cost."""
@@ -342,9 +342,14 @@ class _Collection:
     def _error_of(self, problem: Problem) -> DistillctlError:
         return TeacherError(problem) if self._kind == "teacher" else StudentError(problem)
 
-    def _kept(self) -> str:
+    def _with_advice(self, error: BaseException) -> BaseException:
+        """The error that ended the collection, with what was kept: known only now that all is recorded."""
+        if not isinstance(error, TeacherError | StudentError | BudgetError):
+            return error
         answered = self._meter.done - self._meter.failed
-        return f"the {answered} answers of {self._meter.total} so far are kept"
+        kept = f"{answered} of {self._meter.total} prompts are answered and kept"
+        first, *others = error.problems
+        return type(error)(replace(first, hint=f"{kept}; {first.hint}" if first.hint else kept), *others)
 
 
 class _Meter:

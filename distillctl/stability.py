@@ -24,10 +24,10 @@ _SEED = 20_231
 class Stability:
     """measured: False for a recording, which has one answer a prompt; all else is then None.
 
-    agreed: prompts whose `samples` answers were all readable and equal, of `items`; unanimous: their share;
-    low, high: its 95 % Wilson interval. enough: unanimous reaches min_agreement. agreement: mean share of equal pairs of answers. disagreements: the
-    prompts that were not unanimous, {"id", "answers"}; an unreadable answer is None there, and equals
-    nothing.
+    agreed: prompts whose `samples` answers were all readable and equal, of `items`; unanimous: their
+    share; low, high: its 95 % Wilson interval; enough: it reaches min_agreement. agreement: mean share of
+    equal pairs of answers. disagreements: the prompts that were not unanimous, {"id", "answers"}; an
+    unreadable answer is None there, and equals nothing.
     """
 
     measured: bool

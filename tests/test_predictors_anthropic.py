@@ -80,7 +80,8 @@ def test_cached_tokens_are_part_of_the_prompt():
     assert (answer.tokens_in, answer.tokens_cached, answer.tokens_out) == (100, 90, 5)
 
 
-@pytest.mark.parametrize("usage", [None, [], {"input_tokens": -1}, {"input_tokens": 1, "output_tokens": None}])
+@pytest.mark.parametrize("usage", [
+    None, [], {"input_tokens": -1}, {"input_tokens": 1, "output_tokens": None}])
 def test_usage_that_cannot_be_leaves_the_cost_unknown(usage):
     with ChatServer(lambda asked: Reply(usage=usage)) as server:
         assert ask(server, prompt(1), price=PRICE).cost_usd is None

@@ -10,9 +10,9 @@ from distillctl.predictors.openai_chat import OpenAIPredictor
 from distillctl.prices import PricePoint, Rate
 from distillctl.retry import Timing
 from distillctl.secrets import Secret
-from distillctl.store.ledger import Ledger
+from distillctl.store.ledger import Ledger, answer_key
 from distillctl.testing.chat_server import ChatServer
-from distillctl.types import Request
+from distillctl.types import Answer, Request
 
 KEY = "sk-test-canary-0123456789abcdef"
 PRICE = PricePoint(Rate(1.0, 2.0), "test")
@@ -63,3 +63,10 @@ def collect_all(server: ChatServer, folder: Path, requests: list[Request], *, bu
             await predictor.aclose()
 
     return asyncio.run(go())
+
+
+def kept_answers(server: ChatServer, folder: Path, requests: list[Request]) -> dict[str, Answer]:
+    """What the ledger in `folder` holds of `requests`, by request id."""
+    keys = {answer_key(predictor_for(server).identity, request): request.id for request in requests}
+    with Ledger(folder / "ledger.db") as ledger:
+        return {keys[key]: answer for key, answer in ledger.answers(list(keys)).items()}
