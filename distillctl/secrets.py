@@ -14,6 +14,7 @@ import os
 import threading
 import traceback
 import urllib.parse
+from collections.abc import Callable
 
 HIDDEN = "***"
 _SHORTEST = 8  # a shorter value (a local server's "none") is no secret, and would blot out common words
@@ -29,6 +30,7 @@ class Secret(str):
     """
 
     name: str
+    reveal: Callable[[], str]
 
     def __new__(cls, name: str, value: str) -> Secret:
         secret = super().__new__(cls, HIDDEN)

@@ -111,6 +111,12 @@ def test_a_passing_fault_is_tried_again(tmp_path, fault):
     assert (collected.answers[0].output, len(server.asked)) == ("docs", 3)
 
 
+def test_a_server_that_wants_another_name_for_the_limit_is_asked_again(tmp_path):
+    with ChatServer(completion_tokens_only=True) as server:
+        assert collect_all(server, tmp_path, prompts(20), concurrency=8).failed == 0
+    assert len(server.asked) == 20
+
+
 def test_tries_are_bounded_and_the_request_stays_owed(tmp_path):
     with ChatServer(lambda asked: Reply(status=500)) as server:
         collected = collect_all(server, tmp_path, [prompt(1)], max_failures=1.0, attempts=4)

@@ -26,7 +26,8 @@ def secret(monkeypatch) -> secrets.Secret:
 
 def test_a_secret_gives_its_value_only_when_asked(secret):
     shown = [repr(secret), str(secret), f"{secret}", f"{secret:>5}", json.dumps({"key": secret}),
-             str(vars(secret)), repr({"a": [secret]}), str(pickle.loads(pickle.dumps(secret))), copy.deepcopy(secret)]
+             str(vars(secret)), repr({"a": [secret]}), str(pickle.loads(pickle.dumps(secret))),
+             copy.deepcopy(secret)]
     assert not [text for text in shown if VALUE in text]
     assert secret.reveal() == VALUE == secrets.value("CANARY_KEY")
     assert secret.name == "CANARY_KEY"

@@ -64,6 +64,13 @@ def test_the_environment_cannot_redirect_the_data(monkeypatch):
     assert not elsewhere.asked
 
 
+def test_openais_account_headers_go_to_openai_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    _, server = reply_to(Reply("docs"))
+    assert not [value for value in server.asked[0].headers.values() if "mine" in value]
+
+
 @pytest.mark.parametrize(("reply", "finish"), [
     (Reply("a longer text that was", finish="length"), "length"),
     (Reply("no", refusal="I cannot help with that"), "refusal"),

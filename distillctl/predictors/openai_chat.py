@@ -91,16 +91,21 @@ class OpenAIPredictor:
         import openai
 
         if self._client is None:
+            # OPENAI_ORG_ID and OPENAI_PROJECT_ID are for OpenAI alone
+            foreign = self.identity["base_url"] != OPENAI_URL
+            omitted = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
             self._client = openai.AsyncOpenAI(
                 # an explicit address: OPENAI_BASE_URL must not send the data elsewhere than `plan` says
                 base_url=str(self.identity["base_url"]),
                 api_key=header_value(self._api_key), max_retries=0,
-                timeout=self._timeout, http_client=http_client(self._timeout))
+                timeout=self._timeout, http_client=http_client(self._timeout),
+                default_headers=omitted if foreign else None)
+        sent = self._limit_name  # another call may change it before this one is answered
         try:
             return await self._client.chat.completions.with_raw_response.create(
-                messages=list(request.messages), **self._parameters, **{self._limit_name: self.max_tokens})
+                messages=list(request.messages), **self._parameters, **{sent: self.max_tokens})
         except openai.BadRequestError as error:
-            if error.code == "unsupported_parameter" and error.param == self._limit_name == "max_tokens":
+            if error.code == "unsupported_parameter" and error.param == sent == "max_tokens":
                 self._limit_name = "max_completion_tokens"  # e.g. newer models on Azure
                 raise CallFailed("transient", "the server wants max_completion_tokens") from None
             raise
