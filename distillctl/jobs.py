@@ -55,10 +55,10 @@ def train(backend: Backend, job: TrainJob, *, ledger: Ledger, run: str, key: str
     """The succeeded job of a training key: one that is there already (of any run), else a new one.
 
     key: digest of everything that determines the student. detach: return once the job is created and
-    recorded, in whatever state it is. resubmit: create a new job even where one succeeded or was lost; never beside a live one.
-    at_most_usd: the estimate's upper end, booked until the bill is known. request_timeout: the backend's
-    own limit for one request, seconds. Raises BackendError when the job is refused, fails, is cancelled
-    or lost. KeyboardInterrupt leaves the job running.
+    recorded, in whatever state it is. resubmit: create a new job even where one succeeded or was lost;
+    never beside a live one. at_most_usd: the estimate's upper end, booked until the bill is known.
+    request_timeout: the backend's own limit for one request, seconds. Raises BackendError when the job is
+    refused, fails, is cancelled or lost. KeyboardInterrupt leaves the job running.
     """
     desk = Desk(backend, ledger, on_event, clock, sleep, request_timeout)
     with _says_how_to_return(desk, run, key):

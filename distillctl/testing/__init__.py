@@ -8,14 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distillctl.testing.contract import BackendContract, HostedBackendContract, ProviderControl
+    from distillctl.testing.contract import BackendContract
+    from distillctl.testing.hosted import HostedBackendContract, ProviderControl
 
 __all__ = ["BackendContract", "HostedBackendContract", "ProviderControl"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from distillctl.testing import contract
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
 
-        return getattr(contract, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    pytest.register_assert_rewrite("distillctl.testing.contract", "distillctl.testing.hosted")
+    if name == "BackendContract":
+        from distillctl.testing.contract import BackendContract
+
+        return BackendContract
+    from distillctl.testing import hosted
+
+    return getattr(hosted, name)
