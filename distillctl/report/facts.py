@@ -1,0 +1,131 @@
+"""The comparison as rows of words, shared by the terminal, the page and the Markdown form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distillctl.evaluate.results import Comparison, Confusion, Evaluation, Metrics
+from distillctl.report import words
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure of one entrant: the value, and beside it its interval or where it comes from."""
+
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure for all entrants, in their order."""
+
+    name: str
+    facts: tuple[Fact, ...]
+
+
+UNKNOWN = Fact(words.UNKNOWN)
+NOT_APPLICABLE = Fact(words.NOT_APPLICABLE)
+
+
+def entrants(metrics: Metrics) -> list[Evaluation]:
+    """Who was compared, teacher first and the student of the verdict last."""
+    order = {"teacher": 0, "base": 1, "baseline": 2, "student": 3}
+    return sorted(metrics.evaluations,
+                  key=lambda e: (order[e.role], e.name == metrics.verdict.student))
+
+
+def student_of(metrics: Metrics) -> Evaluation | None:
+    """The evaluation that the verdict is about."""
+    return next((e for e in metrics.evaluations if e.name == metrics.verdict.student), None)
+
+
+def teacher_of(metrics: Metrics) -> Evaluation | None:
+    return next((e for e in metrics.evaluations if e.role == "teacher"), None)
+
+
+def comparison_of(metrics: Metrics, name: str) -> Comparison | None:
+    """The item-by-item comparison of the entrant `name` with the teacher."""
+    return next((c for c in metrics.comparisons if c.student == name), None)
+
+
+def comparison_rows(metrics: Metrics) -> list[Row]:
+    """Every figure of the comparison, in the order of `entrants`. Rows that no task of this kind has, and
+    rows that do not apply to anybody here, are left out; a figure that is not known is "unknown"."""
+    shown = entrants(metrics)
+    about: list[tuple[str, Callable[[Evaluation], Fact]]] = [
+        ("Accuracy" if metrics.gold else "Agreement with the teacher", _accuracy),
+        ("Drop against the teacher", lambda e: _drop(metrics, e)),
+    ]
+    if any(e.macro_f1 for e in shown):
+        about.append(("Macro-F1", _macro_f1))
+    about += [
+        ("No valid answer", lambda e: Fact(f"{e.invalid.k:,} of {e.invalid.n:,}")),
+        ("Latency, median", _median),
+        ("Latency, 95th percentile", _p95),
+        ("Speed-up", lambda e: _speedup(metrics, e)),
+        ("Throughput", _throughput),
+        ("Cost of 1,000 requests", _cost),
+    ]
+    if any(e.size_bytes is not None for e in shown):
+        about.append(("To deploy beside the base", lambda e: (
+            NOT_APPLICABLE if e.role in ("teacher", "base") else Fact(words.size(e.size_bytes)))))
+    about.append(("Model", lambda e: Fact(e.model or words.UNKNOWN)))
+    return [Row(name, tuple(of(e) for e in shown)) for name, of in about]
+
+
+def top_confusions(confusion: Confusion, most: int) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes: (expected, answered, how often), frequent first."""
+    wrong = [(label, column, count)
+             for label, row in zip(confusion.labels, confusion.counts, strict=True)
+             for column, count in zip(confusion.columns, row, strict=True) if count and column != label]
+    return sorted(wrong, key=lambda item: (-item[2], item[0], item[1]))[:most]
+
+
+def _accuracy(e: Evaluation) -> Fact:
+    return Fact(words.percent(e.accuracy.share.value), words.percent_range(e.accuracy.share))
+
+
+def _drop(metrics: Metrics, e: Evaluation) -> Fact:
+    if e.role == "teacher":
+        return NOT_APPLICABLE
+    found = comparison_of(metrics, e.name)
+    return Fact(words.points(found.drop.value), words.points_range(found.drop)) if found else UNKNOWN
+
+
+def _macro_f1(e: Evaluation) -> Fact:
+    return Fact(words.score(e.macro_f1.value), words.score_range(e.macro_f1)) if e.macro_f1 else UNKNOWN
+
+
+def _median(e: Evaluation) -> Fact:
+    if e.latency is None:
+        return UNKNOWN
+    return Fact(words.seconds(e.latency.p50.value), words.latency_source(e.latency))
+
+
+def _p95(e: Evaluation) -> Fact:
+    if e.latency is None:
+        return UNKNOWN
+    if e.latency.p95 is None:
+        return Fact(words.UNKNOWN, f"{e.latency.n} requests are too few")
+    return Fact(words.seconds(e.latency.p95.value), words.seconds_range(e.latency.p95))
+
+
+def _speedup(metrics: Metrics, e: Evaluation) -> Fact:
+    if e.role == "teacher":
+        return NOT_APPLICABLE
+    found = comparison_of(metrics, e.name)
+    if found is None or found.speedup is None:
+        return UNKNOWN
+    return Fact(words.times(found.speedup), words.times_range(found.speedup))
+
+
+def _throughput(e: Evaluation) -> Fact:
+    if e.throughput is None:
+        return UNKNOWN
+    return Fact(f"{words.significant(e.throughput.per_second)} per s", f"{e.throughput.at_once} at once")
+
+
+def _cost(e: Evaluation) -> Fact:
+    return Fact(words.money(e.cost.usd_per_1000), e.cost.source) if e.cost else UNKNOWN

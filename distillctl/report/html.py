@@ -1,0 +1,132 @@
+"""`report.html`: one run on one self-contained page, for the person who decides.
+
+No scripts, nothing loaded from anywhere, and a content security policy that would forbid both. Jinja2
+escapes everything; the only markup that passes is the SVG that `plots` made. `_finalize` stands behind
+every `{{ }}` of the templates: it writes None as "unknown", shows control characters as escapes and cuts
+what is too long for a slot, so that no template can forget to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distillctl.evaluate.results import Evaluation, Metrics
+from distillctl.report import facts, generic, ledger_view, plots, words
+from distillctl.report.sanitize import cut, visible
+from distillctl.store.files import write_text
+from distillctl.types import JSON
+
+MOST_SLOT = 6000  # characters in one slot of a template
+MOST_NAME = 120  # characters of a name in a table or heading
+MOST_CONFUSIONS = 8
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything a report can show; what is None or empty is left out.
+
+    recipe_text: the recipe verbatim. audit, selection, stability, spend: the run's artifacts as they are.
+    training: the numbers of the training events in their order (step, loss, eval_loss, eval_score, ...).
+    stages: dicts of name, seconds and reused. provenance: versions, digests, machine, times, by name.
+    """
+
+    metrics: Metrics
+    run_name: str
+    recipe_text: str
+    audit: Mapping[str, JSON] | None = None
+    selection: Mapping[str, JSON] | None = None
+    training: Sequence[Mapping[str, JSON]] = ()
+    stability: Mapping[str, JSON] | None = None
+    spend: Mapping[str, JSON] | None = None
+    stages: Sequence[Mapping[str, JSON]] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(inputs: ReportInput, path: Path) -> None:
+    """Write the page atomically. Raises StorageError."""
+    write_text(path, report_page(inputs))
+
+
+def report_page(inputs: ReportInput) -> str:
+    """The page as text; equal inputs give equal pages."""
+    metrics = inputs.metrics
+    entrants = facts.entrants(metrics)
+    student = facts.student_of(metrics)
+    comparison = facts.comparison_of(metrics, metrics.verdict.student)
+    frame = ledger_view.shared_text(comparison.items) if comparison else ("", "")
+    loss, scores = _training_plots(inputs.training)
+    return render(
+        "report.html.j2",
+        run=inputs, metrics=metrics, verdict=metrics.verdict, entrants=entrants, student=student,
+        teacher=facts.teacher_of(metrics), comparison=comparison, rows=facts.comparison_rows(metrics),
+        tiles=_tiles(metrics, student), frame=frame, recipe_text=inputs.recipe_text,
+        groups=ledger_view.groups(comparison, frame, metrics.gold) if comparison else [],
+        confusions=[e for e in reversed(entrants) if e.confusion],
+        accuracy_plot=plots.accuracy_plot(entrants), latency_plot=plots.latency_plot(entrants),
+        label_plot=student and plots.label_plot(student, [e for e in entrants if e is not student]),
+        part_plot=plots.part_plot(entrants),
+        calibration_plot=student and student.calibration and plots.calibration_plot(student.calibration),
+        loss_plot=loss, score_plot=scores, most_labels=plots.MOST_LABELS)
+
+
+def render(template: str, **context: Any) -> str:
+    """One of the templates beside this file, filled in."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    env = Environment(loader=PackageLoader("distillctl.report", ""), autoescape=True, finalize=_finalize,
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(name=lambda text: cut(str(text), MOST_NAME), verbatim=_verbatim)
+    env.globals.update(
+        words=words, blocks=generic.blocks, title_of=words.title_of, top_confusions=facts.top_confusions,
+        most_confusions=MOST_CONFUSIONS, unknown=words.UNKNOWN)
+    return env.get_template(template).render(context)
+
+
+def _finalize(value: object) -> object:
+    if value is None:
+        return words.UNKNOWN
+    if hasattr(value, "__html__") or not isinstance(value, str):
+        return value
+    return visible(cut(value, MOST_SLOT))
+
+
+def _verbatim(text: str) -> object:
+    """The whole of a text, however long; escaped like everything else."""
+    from markupsafe import escape
+
+    return escape(visible(text))
+
+
+def _tiles(metrics: Metrics, student: Evaluation | None) -> list[tuple[str, facts.Fact]]:
+    """The few figures that stand under the verdict."""
+    if student is None:
+        return []
+    by_name = {row.name: dict(zip((e.name for e in facts.entrants(metrics)), row.facts, strict=True))
+               for row in facts.comparison_rows(metrics)}
+    first = next(iter(by_name))
+    tiles = [(f"Student: {first.lower()}", by_name[first][student.name])]
+    teacher = facts.teacher_of(metrics)
+    if teacher and metrics.gold:
+        tiles.append(("Teacher: accuracy", by_name[first][teacher.name]))
+    names = ["Drop against the teacher", "Speed-up", "Cost of 1,000 requests"]
+    return tiles + [(name, by_name[name][student.name]) for name in names]
+
+
+def _training_plots(training: Sequence[Mapping[str, JSON]]) -> tuple[object, object]:
+    def series(key: str, name: str, color: str) -> plots.Series:
+        drawn = [(row["step"], row[key]) for row in training
+                 if _is_number(row.get("step")) and _is_number(row.get(key))]
+        return plots.Series(name, color, [x for x, _ in drawn], [y for _, y in drawn])
+
+    loss = [series("loss", "training loss", "var(--student)"),
+            series("eval_loss", "loss on dev", "var(--baseline)")]
+    return (plots.training_plot("loss", "Loss while training", loss),
+            plots.training_plot("score", "Score on dev while training",
+                                [series("eval_score", "score on dev", "var(--baseline)")]))
+
+
+def _is_number(value: JSON) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

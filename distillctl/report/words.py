@@ -1,0 +1,181 @@
+"""Figures in words: the one place that decides how a share, a time or a sum of money is written.
+
+Every function takes None for an unknown figure and says so; nothing unknown is written as zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+from distillctl.evaluate.results import Cell, Evaluation, Interval, Latency, Metrics, Verdict
+
+UNKNOWN = "unknown"
+NOT_APPLICABLE = "–"
+
+CELLS: dict[Cell, tuple[str, str]] = {
+    "compression": (
+        "Compression: the teacher is right, the student wrong",
+        "What the student lost. More or better training rows, more epochs or a larger student mend it."),
+    "inherited": (
+        "Inherited: both wrong, with the same answer",
+        "The student learned the teacher's mistake. A better teacher or prompt, or better labels, mend it."),
+    "both_wrong_differently": (
+        "Both wrong, differently",
+        "Hard or unclear items. Look at the labels and at whether the task is as bounded as it seems."),
+    "corrected": (
+        "Corrected: the teacher is wrong, the student right",
+        "Where the student beats its teacher."),
+}
+"""The cells of the error ledger in the order they are shown: title, and what to make of it."""
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.843 -> "84.3 %"."""
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
+
+
+def percent_range(interval: Interval) -> str:
+    """The bounds of a share: "[79.4, 88.1]", in per cent."""
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def points(drop: float | None) -> str:
+    """A difference of shares in points, with its sign: 0.13 -> "+13.0 points"."""
+    if drop is None:
+        return UNKNOWN
+    return f"{_minus(f'{100 * drop:+.1f}' if round(drop, 3) else '0.0')} points"
+
+
+def points_range(interval: Interval) -> str:
+    """The bounds of a difference, in points: "[8.1, 17.9]"."""
+    return f"[{_minus(f'{100 * interval.low:.1f}')}, {_minus(f'{100 * interval.high:.1f}')}]"
+
+
+def score(value: float | None) -> str:
+    """A score in [0, 1] with three digits."""
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def score_range(interval: Interval) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with the unit that suits it: "0.52 ms", "38 ms", "1.24 s", "3 min 05 s"."""
+    if value is None:
+        return UNKNOWN
+    if value < 0.9995:
+        return f"{significant(1000 * value)} ms"
+    if value < 99.5:
+        return f"{significant(value)} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def seconds_range(interval: Interval) -> str:
+    return f"[{seconds(interval.low)}, {seconds(interval.high)}]"
+
+
+def money(usd: float | None) -> str:
+    """US dollars with at least two significant digits: "$12.40", "$0.0031", "$0"."""
+    if usd is None:
+        return UNKNOWN
+    if usd == 0:
+        return "$0"
+    if abs(usd) >= 0.1:
+        return f"${usd:,.2f}"
+    return f"${usd:.{1 - math.floor(math.log10(abs(usd)))}f}"
+
+
+def times(interval: Interval | None) -> str:
+    """A ratio: 8.24 -> "8.2×"."""
+    return UNKNOWN if interval is None else f"{significant(interval.value)}×"
+
+
+def times_range(interval: Interval) -> str:
+    return f"[{significant(interval.low)}×, {significant(interval.high)}×]"
+
+
+def size(count: int | None) -> str:
+    """Bytes: 9437184 -> "9.4 MB"."""
+    if count is None:
+        return UNKNOWN
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{significant(value) if unit != 'B' else int(value)} {unit}"
+        value /= 1000
+    return f"{significant(value)} TB"
+
+
+def significant(value: float) -> str:
+    """Two significant digits below 10, one digit after the point below 100, whole numbers above."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    if abs(value) >= 9.95:
+        return f"{value:.3g}"
+    return f"{value:.2g}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: object) -> str:
+    """A value of unknown meaning as text: numbers grouped and shortened, booleans as yes and no."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return str(value)
+
+
+def settled(verdict: Verdict, n: int) -> str:
+    """Whether the test set is large enough for this verdict, and if not, how large it would have to be."""
+    if verdict.settled:
+        return "Settled: the whole interval lies on this side of the threshold."
+    if verdict.needed is None:
+        return f"Not settled by these {plural(n, 'test item')}."
+    return (f"Not settled: about {plural(verdict.needed, 'test item')} would settle it, "
+            f"if what was measured on these {n:,} holds.")
+
+
+def replay_stamp(metrics: Metrics) -> str | None:
+    """The line that every report with a replayed teacher carries, or None where it was asked live."""
+    teacher = next((e for e in metrics.evaluations if e.role == "teacher"), None)
+    if teacher is None or not teacher.replayed:
+        return None
+    lacks = [name for name, there in (("latency", teacher.latency), ("cost", teacher.cost)) if there is None]
+    stamp = "Replayed teacher: its answers come from a recording, it was not asked in this run."
+    if lacks:
+        stamp += f" Its {' and '.join(lacks)} {'is' if len(lacks) == 1 else 'are'} unknown."
+    return stamp
+
+
+def latency_source(latency: Latency) -> str:
+    return {"measured": f"measured, n = {latency.n}", "recorded": f"from the recording, n = {latency.n}"}[
+        latency.source]
+
+
+def name_and_role(entrant: Evaluation) -> tuple[str, str]:
+    """How an entrant is called, and its role where the name does not say it."""
+    role = {"base": "base model"}.get(entrant.role, entrant.role)
+    name = {"base": "base model"}.get(entrant.name, entrant.name)
+    return name, "" if name == role else role
+
+
+def title_of(entrant: Evaluation) -> str:
+    """An entrant on one line: "student", "linear (baseline)"."""
+    name, role = name_and_role(entrant)
+    return f"{name} ({role})" if role else name
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
