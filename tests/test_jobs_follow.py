@@ -60,7 +60,8 @@ def test_pauses_in_an_outage_grow_to_a_minute(bench, provider):
     assert 30 < max(bench.clock.slept) <= 60
 
 
-def test_an_outage_of_more_than_a_day_ends_the_wait_and_not_the_job(bench, provider):
+def test_an_outage_beyond_all_patience_ends_the_wait_and_not_the_job(bench, provider, monkeypatch):
+    monkeypatch.setattr(jobs, "JOB_PATIENCE_S", 1800.0)
     row = bench.train(detach=True)
     provider.down = True
     with pytest.raises(BackendError, match="unreachable since"):
@@ -76,7 +77,8 @@ def test_an_unknown_word_is_waited_out(bench, provider):
     assert any("'reticulating'" in text for text in bench.warnings())
 
 
-def test_an_unknown_word_for_a_day_ends_the_wait_and_not_the_job(bench, provider):
+def test_an_unknown_word_beyond_all_patience_ends_the_wait_and_not_the_job(bench, provider, monkeypatch):
+    monkeypatch.setattr(jobs, "JOB_PATIENCE_S", 1800.0)
     row = bench.train(detach=True)
     provider.say(row.handle.job_id, "reticulating")
     with pytest.raises(BackendError, match="reticulating"):

@@ -1,7 +1,8 @@
 """The linear backend passes the suite that every backend passes."""
 
-from distillctl.testing import BackendContract
 from distillctl_linear.backend import LinearBackend
+
+from distillctl.testing import BackendContract
 
 
 class TestLinear(BackendContract):

@@ -44,6 +44,7 @@ from distillctl.store.files import (
     write_jsonl,
 )
 from distillctl.task import ClassificationTask, Task, build_task
+from distillctl.testing.crash import crashpoint
 from distillctl.types import Predictor
 
 JOB = "job.json"
@@ -192,12 +193,14 @@ class LinearBackend:
         rows = list(read_jsonl(folder / ROWS))
         answers = [task.parse(row["completion"]).value for row in rows]
         started = self._env.clock()
+        crashpoint("linear-training")
         try:
             model = fit([row["messages"] for row in rows], answers, job["settings"]["c"])
         except ValueError as error:
             self._end(folder, "failed", str(error), "the training failed")
         else:
             model.save(folder / STUDENT)
+            crashpoint("linear-trained")
             self._end(folder, "succeeded", "",
                       f"trained on {len(rows)} rows in {self._env.clock() - started:.1f} s")
 

@@ -70,6 +70,8 @@ class LinearModel:
             arrays = load_file(folder / WEIGHTS)
             if words["format"] != FORMAT:
                 raise ValueError(f"format {words['format']}, this version reads {FORMAT}")
+            if len(words["terms"]) != len(VIEWS):
+                raise ValueError(f"{len(words['terms'])} vocabularies, {len(VIEWS)} are needed")
             views = [_vectorizer(n, terms) for n, terms in enumerate(words["terms"])]
             for n, view in enumerate(views):
                 view.idf_ = arrays[f"idf.{n}"].astype(np.float64)

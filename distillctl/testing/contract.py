@@ -123,12 +123,17 @@ class BackendContract:
     @classmethod
     def trained(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         with cls.make_lab(tmp_path_factory.mktemp("trained")) as lab:
-            handle = lab.submit()
-            snapshots = cls.poll_to_end(lab.backend, handle)
-            assert snapshots[-1].state == "succeeded", snapshots[-1]
-            into = lab.folder / "student"
-            into.mkdir()
-            yield Trained(lab, handle, snapshots, into, lab.backend.collect(handle, into))
+            yield cls.train_in(lab)
+
+    @classmethod
+    def train_in(cls, lab: Lab) -> Trained:
+        """Train the lab's job to its end and collect its student."""
+        handle = lab.submit()
+        snapshots = cls.poll_to_end(lab.backend, handle)
+        assert snapshots[-1].state == "succeeded", snapshots[-1]
+        into = lab.folder / "student"
+        into.mkdir()
+        return Trained(lab, handle, snapshots, into, lab.backend.collect(handle, into))
 
     @classmethod
     def poll_to_end(cls, backend: Backend, handle: JobHandle) -> list[Snapshot]:
@@ -299,6 +304,16 @@ class BackendContract:
             shares = {label: 2.718281828459045 ** value for label, value in answer.label_logprobs.items()}
             assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
             assert answer.output == max(shares, key=shares.get)
+
+    def test_the_untrained_model_answers_where_declared(self, trained: Trained) -> None:
+        if not self.backend.capabilities.untrained_answers:
+            return
+        base = str(trained.student.data.get("base_model", trained.student.model))
+        untrained = StudentRef(self.backend.name, "hosted" if self.hosted else "model", base)
+        task = trained.lab.job.task
+        with trained.lab.backend.open(untrained, trained.into, task, EvaluateSpec()) as predictor:
+            together, _ = asyncio.run(_ask(predictor, example_requests(task)))
+        assert all(answer.output is not None or answer.error for answer in together)
 
     def test_an_identity_is_json_and_stays(self, trained: Trained) -> None:
         identities = []

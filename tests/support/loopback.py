@@ -36,8 +36,9 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, Problem, StudentError
-from distillctl.recipe.models import Strict
+from distillctl.recipe.models import EvaluateSpec, Strict
 from distillctl.store.files import write_json
+from distillctl.task import Task
 from distillctl.types import Answer
 
 PAGE = 100
@@ -294,11 +295,12 @@ class LoopbackBackend:
         return StudentRef(self.name, "hosted", handle.job_id, data={"answer": student["answer"]})
 
     @contextmanager
-    def open(self, student: StudentRef, folder: Path, task: Any) -> Iterator[_Constant]:
+    def open(self, student: StudentRef, folder: Path, task: Task,
+             how: EvaluateSpec) -> Iterator[Constant]:
         if self._ask("POST", f"servers/{urllib.parse.quote(student.model, safe='')}") is None:
             raise StudentError(Problem("cannot be served", value=student.model))
         try:
-            yield _Constant(student)
+            yield Constant(student)
         finally:
             self._ask("DELETE", f"servers/{urllib.parse.quote(student.model, safe='')}")
 
@@ -330,7 +332,7 @@ class LoopbackBackend:
             return json.loads(reply.read())
 
 
-class _Constant:
+class Constant:
     max_batch = 1
     replayed = False
 
