@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from support.jobs import Bench, in_child
+from support.jobs import PROGRAM, Bench, in_child
 from support.loopback import Provider
 
 from distillctl.backend import StudentRef
@@ -62,7 +62,7 @@ def test_no_crash_without_the_testing_switch(tmp_path, provider, monkeypatch):
 
 def test_two_runs_at_once_make_one_job(tmp_path, provider):
     """Both find nothing; one waits for the other, then adopts its job."""
-    children = [subprocess.Popen([sys.executable, in_child.__code__.co_filename, str(tmp_path), provider.url],
+    children = [subprocess.Popen([sys.executable, PROGRAM, str(tmp_path), provider.url],
                                  stderr=subprocess.PIPE) for _ in range(2)]
     errors = [child.communicate(timeout=60)[1] for child in children]
     assert provider.jobs() == 1, errors

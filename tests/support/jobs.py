@@ -22,6 +22,7 @@ from distillctl.recipe.models import TrainSpec
 from distillctl.store.ledger import JobRow, Ledger
 from distillctl.testing.examples import example_job
 
+PROGRAM = __file__
 KEY = "sha256:" + "7" * 64
 
 
