@@ -36,9 +36,9 @@ def entrants(metrics: Metrics) -> list[Evaluation]:
                   key=lambda e: (order[e.role], e.name == metrics.verdict.student))
 
 
-def student_of(metrics: Metrics) -> Evaluation | None:
+def student_of(metrics: Metrics) -> Evaluation:
     """The evaluation that the verdict is about."""
-    return next((e for e in metrics.evaluations if e.name == metrics.verdict.student), None)
+    return next(e for e in metrics.evaluations if e.name == metrics.verdict.student)
 
 
 def teacher_of(metrics: Metrics) -> Evaluation | None:
@@ -50,23 +50,36 @@ def comparison_of(metrics: Metrics, name: str) -> Comparison | None:
     return next((c for c in metrics.comparisons if c.student == name), None)
 
 
+def tiles(metrics: Metrics) -> list[tuple[str, Fact]]:
+    """The few figures that stand under the verdict."""
+    rows = {row.name: dict(zip((e.name for e in entrants(metrics)), row.facts, strict=True))
+            for row in comparison_rows(metrics)}
+    student, teacher = metrics.verdict.student, teacher_of(metrics)
+    what = next(iter(rows))
+    found = [(f"Student: {what.lower()}", rows[what][student])]
+    if teacher and metrics.gold:
+        found.append(("Teacher: accuracy", rows[what][teacher.name]))
+    return found + [(name, rows[name][student])
+                    for name in ("Drop against the teacher", "Speed-up", "Cost of 1,000 requests")]
+
+
 def comparison_rows(metrics: Metrics) -> list[Row]:
     """Every figure of the comparison, in the order of `entrants`. Rows that no task of this kind has, and
     rows that do not apply to anybody here, are left out; a figure that is not known is "unknown"."""
     shown = entrants(metrics)
     about: list[tuple[str, Callable[[Evaluation], Fact]]] = [
-        ("Accuracy" if metrics.gold else "Agreement with the teacher", _accuracy),
+        ("Accuracy" if metrics.gold else "Agreement with the teacher", accuracy),
         ("Drop against the teacher", lambda e: _drop(metrics, e)),
     ]
     if any(e.macro_f1 for e in shown):
         about.append(("Macro-F1", _macro_f1))
     about += [
         ("No valid answer", lambda e: Fact(f"{e.invalid.k:,} of {e.invalid.n:,}")),
-        ("Latency, median", _median),
+        ("Latency, median", median),
         ("Latency, 95th percentile", _p95),
         ("Speed-up", lambda e: _speedup(metrics, e)),
         ("Throughput", _throughput),
-        ("Cost of 1,000 requests", _cost),
+        ("Cost of 1,000 requests", cost),
     ]
     if any(e.size_bytes is not None for e in shown):
         about.append(("To deploy beside the base", lambda e: (
@@ -83,7 +96,7 @@ def top_confusions(confusion: Confusion, most: int) -> list[tuple[str, str, int]
     return sorted(wrong, key=lambda item: (-item[2], item[0], item[1]))[:most]
 
 
-def _accuracy(e: Evaluation) -> Fact:
+def accuracy(e: Evaluation) -> Fact:
     return Fact(words.percent(e.accuracy.share.value), words.percent_range(e.accuracy.share))
 
 
@@ -98,7 +111,7 @@ def _macro_f1(e: Evaluation) -> Fact:
     return Fact(words.score(e.macro_f1.value), words.score_range(e.macro_f1)) if e.macro_f1 else UNKNOWN
 
 
-def _median(e: Evaluation) -> Fact:
+def median(e: Evaluation) -> Fact:
     if e.latency is None:
         return UNKNOWN
     return Fact(words.seconds(e.latency.p50.value), words.latency_source(e.latency))
@@ -127,5 +140,5 @@ def _throughput(e: Evaluation) -> Fact:
     return Fact(f"{words.significant(e.throughput.per_second)} per s", f"{e.throughput.at_once} at once")
 
 
-def _cost(e: Evaluation) -> Fact:
+def cost(e: Evaluation) -> Fact:
     return Fact(words.money(e.cost.usd_per_1000), e.cost.source) if e.cost else UNKNOWN

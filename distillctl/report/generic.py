@@ -48,6 +48,8 @@ Block = Pairs | Table | Group
 def blocks(value: JSON, depth: int = 0) -> list[Block]:
     """`value` as blocks; an empty list where there is nothing to show."""
     if isinstance(value, Mapping):
+        if depth == 0:  # the version of the artifact's format says nothing to a reader
+            value = {key: item for key, item in value.items() if key != "format"}
         return _of_mapping(value, depth)
     if _is_list(value):
         return _of_list(value)

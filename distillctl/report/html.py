@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillctl.evaluate.results import Evaluation, Metrics
+from distillctl.evaluate.results import Metrics
 from distillctl.report import facts, generic, ledger_view, plots, words
 from distillctl.report.sanitize import cut, visible
 from distillctl.store.files import write_text
@@ -61,14 +61,15 @@ def report_page(inputs: ReportInput) -> str:
     return render(
         "report.html.j2",
         run=inputs, metrics=metrics, verdict=metrics.verdict, entrants=entrants, student=student,
-        teacher=facts.teacher_of(metrics), comparison=comparison, rows=facts.comparison_rows(metrics),
-        tiles=_tiles(metrics, student), frame=frame, recipe_text=inputs.recipe_text,
+        comparison=comparison, rows=facts.comparison_rows(metrics), tiles=facts.tiles(metrics),
+        contrasts=metrics.contrasts, frame=frame, recipe_text=inputs.recipe_text,
+        curve=_curve(inputs.training), provenance={"test items": metrics.test_digest, **inputs.provenance},
         groups=ledger_view.groups(comparison, frame, metrics.gold) if comparison else [],
         confusions=[e for e in reversed(entrants) if e.confusion],
         accuracy_plot=plots.accuracy_plot(entrants), latency_plot=plots.latency_plot(entrants),
-        label_plot=student and plots.label_plot(student, [e for e in entrants if e is not student]),
+        label_plot=plots.label_plot(student, [e for e in entrants if e is not student]),
         part_plot=plots.part_plot(entrants),
-        calibration_plot=student and student.calibration and plots.calibration_plot(student.calibration),
+        calibration_plot=student.calibration and plots.calibration_plot(student.calibration),
         loss_plot=loss, score_plot=scores, most_labels=plots.MOST_LABELS)
 
 
@@ -100,19 +101,12 @@ def _verbatim(text: str) -> object:
     return escape(visible(text))
 
 
-def _tiles(metrics: Metrics, student: Evaluation | None) -> list[tuple[str, facts.Fact]]:
-    """The few figures that stand under the verdict."""
-    if student is None:
-        return []
-    by_name = {row.name: dict(zip((e.name for e in facts.entrants(metrics)), row.facts, strict=True))
-               for row in facts.comparison_rows(metrics)}
-    first = next(iter(by_name))
-    tiles = [(f"Student: {first.lower()}", by_name[first][student.name])]
-    teacher = facts.teacher_of(metrics)
-    if teacher and metrics.gold:
-        tiles.append(("Teacher: accuracy", by_name[first][teacher.name]))
-    names = ["Drop against the teacher", "Speed-up", "Cost of 1,000 requests"]
-    return tiles + [(name, by_name[name][student.name]) for name in names]
+def _curve(training: Sequence[Mapping[str, JSON]]) -> list[dict[str, JSON]]:
+    """The rows of the training curve that have a step, thinned out evenly where there are many."""
+    rows = [{key: value for key, value in row.items() if _is_number(value) and key != "time"}
+            for row in training if _is_number(row.get("step"))]
+    step = max(1, -(-len(rows) // generic.MOST_ROWS))
+    return rows[::step]
 
 
 def _training_plots(training: Sequence[Mapping[str, JSON]]) -> tuple[object, object]:

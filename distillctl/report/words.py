@@ -6,8 +6,11 @@ Every function takes None for an unknown figure and says so; nothing unknown is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from distillctl.evaluate.results import Cell, Evaluation, Interval, Latency, Metrics, Verdict
+from distillctl.evaluate import wording
+from distillctl.evaluate.results import Cell, Evaluation, Interval, Latency, Verdict
+from distillctl.evaluate.wording import plural as plural
 
 UNKNOWN = "unknown"
 NOT_APPLICABLE = "–"
@@ -29,9 +32,9 @@ CELLS: dict[Cell, tuple[str, str]] = {
 """The cells of the error ledger in the order they are shown: title, and what to make of it."""
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """0.843 -> "84.3 %"."""
-    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
+def percent(share: float | None) -> str:
+    """0.843 -> "84.3 %"; "100.0 %" only where it is exactly that."""
+    return UNKNOWN if share is None else wording.percent(share)
 
 
 def percent_range(interval: Interval) -> str:
@@ -43,12 +46,13 @@ def points(drop: float | None) -> str:
     """A difference of shares in points, with its sign: 0.13 -> "+13.0 points"."""
     if drop is None:
         return UNKNOWN
-    return f"{_minus(f'{100 * drop:+.1f}' if round(drop, 3) else '0.0')} points"
+    text = wording.points(drop)
+    return _minus(f"{'+' if float(text) > 0 else ''}{text} points")
 
 
 def points_range(interval: Interval) -> str:
     """The bounds of a difference, in points: "[8.1, 17.9]"."""
-    return f"[{_minus(f'{100 * interval.low:.1f}')}, {_minus(f'{100 * interval.high:.1f}')}]"
+    return _minus(f"[{wording.points(interval.low)}, {wording.points(interval.high)}]")
 
 
 def score(value: float | None) -> str:
@@ -120,10 +124,6 @@ def significant(value: float) -> str:
     return f"{value:.2g}"
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def number(value: object) -> str:
     """A value of unknown meaning as text: numbers grouped and shortened, booleans as yes and no."""
     if value is None:
@@ -140,17 +140,17 @@ def number(value: object) -> str:
 def settled(verdict: Verdict, n: int) -> str:
     """Whether the test set is large enough for this verdict, and if not, how large it would have to be."""
     if verdict.settled:
-        return "Settled: the whole interval lies on this side of the threshold."
+        return "Settled: the 95 % intervals leave no other verdict open."
     if verdict.needed is None:
-        return f"Not settled by these {plural(n, 'test item')}."
-    return (f"Not settled: about {plural(verdict.needed, 'test item')} would settle it, "
-            f"if what was measured on these {n:,} holds.")
+        return f"Not settled by this test set of {plural(n, 'item')}."
+    return (f"Not settled: {wording.about(verdict.needed, 'test item')} in all would settle it, if what was "
+            f"measured on these {n:,} holds.")
 
 
-def replay_stamp(metrics: Metrics) -> str | None:
+def replay_stamp(evaluations: Sequence[Evaluation]) -> str | None:
     """The line that every report with a replayed teacher carries, or None where it was asked live."""
-    teacher = next((e for e in metrics.evaluations if e.role == "teacher"), None)
-    if teacher is None or not teacher.replayed:
+    teacher = next((e for e in evaluations if e.role == "teacher" and e.replayed), None)
+    if teacher is None:
         return None
     lacks = [name for name, there in (("latency", teacher.latency), ("cost", teacher.cost)) if there is None]
     stamp = "Replayed teacher: its answers come from a recording, it was not asked in this run."

@@ -9,8 +9,11 @@ from collections import Counter
 from distillctl.evaluate.results import (
     Calibration,
     CalibrationBin,
+    ComparedRun,
     Comparison,
+    ComparisonTable,
     Confusion,
+    Contrast,
     Cost,
     Count,
     Evaluation,
@@ -164,6 +167,7 @@ def classification(*, student: float, teacher: float = 0.99, live: bool = True, 
                              spread if live and name == "student" else
                              interval(.82 / speed[name], 10, 1000) if live else None)
                      for name in ("base", "linear", "student")],
+        contrasts=[contrast("student", "base"), contrast("student", "linear")],
         verdict=Verdict(
             student="student", word=word, on_quality_alone=not live, settled=settled, needed=needed,
             sentence=f"The student is {word}: it answers {100 * got.value:.1f} % of {n} test items right, "
@@ -253,6 +257,25 @@ def text() -> Metrics:
             next_steps=["Write gold answers for 100 test items."]))
 
 
+def side_by_side(runs: dict[str, Metrics]) -> ComparisonTable:
+    """Runs as `compare` puts them, in the order given."""
+    first = next(iter(runs.values()))
+    references = {e.name: e for m in runs.values() for e in m.evaluations if e.role != "student"}
+    return ComparisonTable(
+        task_kind=first.task_kind, gold=first.gold, test_digest=first.test_digest,
+        n=first.evaluations[0].n, references=list(references.values()),
+        runs=[ComparedRun(
+            run=name, student=m.evaluations[-1], drop=m.comparisons[-1].drop,
+            speedup=m.comparisons[-1].speedup, verdict=m.verdict) for name, m in runs.items()],
+        contrasts=[contrast(a, b) for a, b in zip(list(runs)[:1] * len(runs), list(runs)[1:], strict=False)],
+        notes=[f"{len(runs)} students were compared on one test set: the best figure is optimistic."])
+
+
+def contrast(first: str, second: str) -> Contrast:
+    return Contrast(first=first, second=second, n=250, only_first=41, only_second=12,
+                    difference=interval(.116, .061, .173, "Tango"), p=.00006, p_holm=.00012)
+
+
 def hostile(payload: str) -> Metrics:
     """`payload` in every place that text from a model, a provider or a data file can reach."""
     labels = [payload, payload + "2"]
@@ -266,6 +289,7 @@ def hostile(payload: str) -> Metrics:
         "evaluations": [e.model_copy(update={**evil, "parts": {payload: interval(.5, .4, .6)}})
                         for e in made.evaluations],
         "comparisons": [c.model_copy(update={"items": items}) for c in made.comparisons],
+        "contrasts": [c.model_copy(update={"first": payload, "second": payload}) for c in made.contrasts],
         "verdict": made.verdict.model_copy(update={
             "sentence": payload, "reasons": [payload], "next_steps": [payload]}),
         "notes": [payload]})

@@ -1,0 +1,94 @@
+"""The report in Markdown, for a pull request: verdict, figures, and the first errors of each kind.
+
+What models and data say stands in code fences longer than any run of backticks in it, or escaped in a
+table cell; so it cannot become markup, a link, an image or a mention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from distillctl.evaluate.results import Metrics
+from distillctl.report import facts, ledger_view, words
+from distillctl.report.sanitize import cut, visible
+
+MOST_ERRORS = 3  # shown of each kind
+MOST_TEXT = 600
+MOST_LINE = 1000
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>|~&$@#!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_NAMED = re.compile("&#64;|&#35;")
+# What begins a list, a rule or an underlined heading.
+_START = re.compile(r"^(?:[-+](?=\s|$)|\d+[.)](?=\s|$)|[-=](?=[-=]*$))")
+_BACKTICKS = re.compile(r"`+")
+
+
+def markdown_report(metrics: Metrics, run_name: str) -> str:
+    """The whole text, ending in a newline."""
+    verdict = metrics.verdict
+    settled = "" if verdict.settled else ", not settled"
+    parts = [f"## {verdict.word.capitalize()}{settled}: {plain(run_name)}", f"**{plain(verdict.sentence)}**",
+             words.settled(verdict, facts.student_of(metrics).n)]
+    parts += [f"> {line}" for line in _stamps(metrics)]
+    parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
+              _listed("What to try next", verdict.next_steps), _listed("Notes", metrics.notes),
+              _errors(metrics)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text on one line in which nothing is Markdown, HTML, a link, a mention or the number of an issue."""
+    line = " ".join(visible(cut(text, MOST_LINE)).split())
+    line = _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", line)
+    # A mention and an issue are found in the rendered text: a word joiner keeps them from being one.
+    line = _NAMED.sub(lambda match: f"{match.group()}&#8288;", line)
+    return _START.sub(lambda match: f"{match.group()[:-1]}&#{ord(match.group()[-1])};", line)
+
+
+def fenced(text: str) -> str:
+    """Text as it is, in a fence longer than any run of backticks in it."""
+    text = visible(cut(text, MOST_TEXT))
+    fence = "`" * max(3, 1 + max((len(run) for run in _BACKTICKS.findall(text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _stamps(metrics: Metrics) -> list[str]:
+    found = [words.replay_stamp(metrics.evaluations)]
+    if metrics.verdict.on_quality_alone:
+        found.append("Judged on quality alone: the speed-up is unknown.")
+    if not metrics.gold:
+        found.append("No gold answers: “right” means “as the teacher said”.")
+    return [stamp for stamp in found if stamp]
+
+
+def _comparison(metrics: Metrics) -> str:
+    shown = facts.entrants(metrics)
+    rows = [["", *(plain(cut(words.title_of(e), 120)) for e in shown)], ["---"] * (len(shown) + 1)]
+    for row in facts.comparison_rows(metrics):
+        rows.append([row.name, *(
+            plain(cut(fact.value, 120)) + (f"<br>{plain(cut(fact.detail, 120))}" if fact.detail else "")
+            for fact in row.facts)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _listed(title: str, lines: Iterable[str]) -> str:
+    listed = "\n".join(f"- {plain(line)}" for line in lines)
+    return f"### {title}\n\n{listed}" if listed else ""
+
+
+def _errors(metrics: Metrics) -> str:
+    comparison = facts.comparison_of(metrics, metrics.verdict.student)
+    if comparison is None or not comparison.items:
+        return ""
+    frame = ledger_view.shared_text(comparison.items)
+    parts = ["### Where it fails"]
+    for group in ledger_view.groups(comparison, frame, metrics.gold):
+        parts.append(f"<details><summary>{group.title} ({words.plural(group.total, 'item')})</summary>")
+        for item in group.items[:MOST_ERRORS]:
+            parts.append(plain(cut(item.id, 120)))
+            parts.append(fenced(item.prompt))
+            parts += [f"{said.who}:\n\n{fenced(said.text)}" for said in item.said]
+        if group.total > MOST_ERRORS:
+            parts.append(f"and {group.total - MOST_ERRORS:,} more, in metrics.json")
+        parts.append("</details>")
+    return "\n\n".join(parts)

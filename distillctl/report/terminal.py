@@ -1,0 +1,150 @@
+"""Results on a terminal, by rich. Everything shown is cleaned text, never markup.
+
+Colour and width are the console's: rich leaves colour out where NO_COLOR is set or nobody looks. Tables
+put the entrants side by side and a figure's interval under it, so that 60 columns are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from distillctl.evaluate.results import ComparisonTable, Evaluation, Interval, Metrics, Verdict
+from distillctl.report import facts, words
+from distillctl.report.sanitize import clean as clean
+from distillctl.report.sanitize import cut
+
+if TYPE_CHECKING:
+    from distillctl.plan import Plan, PlanRow
+
+MOST_TEXT = 2000  # characters of one text
+MOST_NAME = 120  # of a name in a table
+_STYLES = {"viable": "green", "marginal": "yellow", "not ready": "red"}
+_MARKS = {"viable": "✓", "marginal": "≈", "not ready": "✗"}
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A plain table; None is shown as unknown, a column of numbers is set to the right."""
+    listed = [list(row) for row in rows]
+    made = _table(title)
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in listed]
+        numeric = bool(cells) and all(
+            isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
+        made.add_column(_text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        made.add_row(*(_text(words.number(cell), most=MOST_TEXT) for cell in row))
+    return made
+
+
+def comparison_table(metrics: Metrics) -> RenderableType:
+    """Teacher, base model, baseline and student side by side, with the stamp of a replayed teacher."""
+    shown = facts.entrants(metrics)
+    made = _table(f"Measured on the same {words.plural(facts.student_of(metrics).n, 'test item')}, "
+                  "with 95 % intervals")
+    made.add_column("", overflow="fold")
+    for e in shown:
+        name, role = words.name_and_role(e)
+        heading = _text(name, "bold" if e.name == metrics.verdict.student else "")
+        made.add_column(_under(heading, role) if role else heading, overflow="fold")
+    for row in facts.comparison_rows(metrics):
+        made.add_row(_text(row.name), *(_fact(fact) for fact in row.facts))
+    stamp = words.replay_stamp(metrics.evaluations)
+    return Group(made, Text(stamp, "yellow")) if stamp else made
+
+
+def verdict_panel(metrics: Metrics) -> RenderableType:
+    """The verdict in a frame: the word, the sentence, how certain it is, and what to try next."""
+    verdict = metrics.verdict
+    lines = [_text(verdict.sentence, "bold", MOST_TEXT),
+             Text(words.settled(verdict, facts.student_of(metrics).n))]
+    if verdict.on_quality_alone:
+        lines.append(Text("Judged on quality alone: the speed-up is unknown.", "yellow"))
+    if verdict.next_steps:
+        lines.append(Text("Next:"))
+        lines += [_text(f"{number}. {step}", most=MOST_TEXT)
+                  for number, step in enumerate(verdict.next_steps, 1)]
+    return Panel(Group(*lines), title=_word(verdict), title_align="left",
+                 border_style=_STYLES[verdict.word], padding=(0, 1))
+
+
+def runs_table(compared: ComparisonTable) -> RenderableType:
+    """Runs side by side, then whom they are measured against."""
+    made = _table(f"{words.plural(len(compared.runs), 'run')} on the same "
+                  f"{words.plural(compared.n, 'test item')}, the best student first")
+    for name in ("Run", "Verdict", "Accuracy" if compared.gold else "Agreement", "Drop", "Median, cost"):
+        made.add_column(name, overflow="fold")
+    for one in compared.runs:
+        made.add_row(
+            _under(_text(one.run), one.student.model), _word(one.verdict, "\n"),
+            _fact(facts.accuracy(one.student)),
+            _fact(facts.Fact(words.points(one.drop.value), words.points_range(one.drop))),
+            _speed_and_cost(one.student, one.speedup))
+    for e in compared.references:
+        made.add_row(_under(_text(words.title_of(e)), e.model), "", _fact(facts.accuracy(e)), "",
+                     _speed_and_cost(e, None))
+    stamp = words.replay_stamp(compared.references)
+    return Group(made, Text(stamp, "yellow")) if stamp else made
+
+
+def _speed_and_cost(e: Evaluation, speedup: Interval | None) -> Text:
+    median = words.seconds(e.latency.p50.value if e.latency else None)
+    cost = words.money(e.cost.usd_per_1000 if e.cost else None)
+    return _under(_text(f"{median}, {words.times(speedup)}" if speedup else median), cost)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """What a run would do, stage by stage; what it costs at most, and where data goes."""
+    made = _table(f"Plan of {plan.run}")
+    for name, justify in (("Stage", "left"), ("Action", "left"), ("Why", "left"), ("Calls", "right"),
+                          ("At most", "right")):
+        made.add_column(name, justify=justify, overflow="fold")
+    for row in plan.rows:
+        made.add_row(_text(row.stage), Text(row.action, "green" if row.action == "reuse" else "bold"),
+                     _text(row.why, most=MOST_TEXT), "" if row.calls is None else f"{row.calls:,}",
+                     _text(_price(row)))
+    lines = [_text(f"{row.stage}: {note}", most=MOST_TEXT) for row in plan.rows for note in row.notes]
+    cost = words.UNKNOWN if plan.usd is None else f"up to {words.money(plan.usd[1])}"
+    lines.append(_text(f"Cost: {cost}; the budget is {words.money(plan.budget_usd)}."))
+    lines.append(_text("Data goes to: " + (", ".join(plan.sends_to) or "nowhere, it stays on this machine"),
+                       most=MOST_TEXT))
+    lines += [_text(f"warning: {warning}", "yellow", MOST_TEXT) for warning in plan.warnings]
+    return Group(made, *lines)
+
+
+def _price(row: PlanRow) -> str:
+    """Only asking the teacher and training may cost what is not known; other stages are free."""
+    if row.usd is not None:
+        return words.money(row.usd)
+    may_cost = row.stage == "teacher" or row.stage.startswith("train-")
+    return words.UNKNOWN if may_cost and row.action == "run" else ""
+
+
+def _table(title: str) -> Table:
+    return Table(title=_text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                 header_style="", show_edge=False)
+
+
+def _text(text: str, style: str = "", most: int = MOST_NAME) -> Text:
+    return Text(cut(clean(text), most), style, overflow="fold")
+
+
+def _under(text: Text, detail: str) -> Text:
+    """`text` with `detail` on a line of its own."""
+    return Text("\n").join([text, _text(detail, "dim")])
+
+
+def _fact(fact: facts.Fact) -> Text:
+    value = _text(fact.value, "dim italic" if fact.value == words.UNKNOWN else "")
+    return _under(value, fact.detail) if fact.detail else value
+
+
+def _word(verdict: Verdict, between: str = ", ") -> Text:
+    settled = "settled" if verdict.settled else "not settled"
+    return Text(f"{_MARKS[verdict.word]} {verdict.word}{between}{settled}", f"bold {_STYLES[verdict.word]}")
