@@ -1,0 +1,108 @@
+"""Runs side by side: only on the same test items, and with the price of having looked at several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from distillctl.errors import DataError, Problem
+from distillctl.evaluate import stats
+from distillctl.evaluate.intervals import IN_GROUPS, contrast
+from distillctl.evaluate.results import ComparedRun, ComparisonTable, Contrast, Evaluation, Metrics
+
+Runs = Sequence[tuple[str, Metrics]]
+ALPHA = 0.05
+
+
+def compare_runs(runs: Runs) -> ComparisonTable:
+    """The students of several runs against each other. Raises DataError when there is none, when a run is
+    named twice, and for runs that were scored on other test items than the first, naming them."""
+    _check(runs)
+    compared = sorted((_compared(name, metrics) for name, metrics in runs),
+                      key=lambda run: (-run.student.accuracy.share.value, run.run))
+    first = runs[0][1]
+    contrasts = _contrasts(compared)
+    return ComparisonTable(
+        task_kind=first.task_kind, gold=first.gold, test_digest=first.test_digest, n=compared[0].student.n,
+        runs=compared, references=_references(runs), contrasts=contrasts,
+        notes=_notes(runs, compared, contrasts))
+
+
+def _check(runs: Runs) -> None:
+    if not runs:
+        raise DataError("there is nothing to compare")
+    names = [name for name, _ in runs]
+    problems = [Problem("the run is named twice", value=name) for name in dict.fromkeys(names)
+                if names.count(name) > 1]
+    first_name, first = runs[0]
+    problems += [
+        Problem(f"{name} cannot be compared with {first_name}: its test items, what is expected of them or "
+                "how they are scored differ",
+                hint="compare runs of the same data, split and scoring; run the others again on it")
+        for name, metrics in runs if metrics.test_digest != first.test_digest]
+    if problems:
+        raise DataError(*problems)
+
+
+def _compared(name: str, metrics: Metrics) -> ComparedRun:
+    student = metrics.verdict.student
+    versus = next(one for one in metrics.comparisons if one.student == student)
+    return ComparedRun(run=name, student=_named(metrics, student), drop=versus.drop, speedup=versus.speedup,
+                       verdict=metrics.verdict)
+
+
+def _named(metrics: Metrics, name: str) -> Evaluation:
+    return next(one for one in metrics.evaluations if one.name == name)
+
+
+def _references(runs: Runs) -> list[Evaluation]:
+    """Teachers, base models and baselines; one that several runs share stands once."""
+    found: dict[tuple, Evaluation] = {}
+    for role in ("teacher", "base", "baseline"):
+        for _, metrics in runs:
+            for one in metrics.evaluations:
+                if one.role == role:
+                    answers = tuple(one.wrong) if one.wrong is not None else one.accuracy.k
+                    found.setdefault((role, one.name, one.model, answers), one)
+    return list(found.values())
+
+
+def _contrasts(compared: Sequence[ComparedRun]) -> list[Contrast]:
+    """The best student against each of the others whose items are known.
+
+    The best was picked by looking at all, so p-values are adjusted for every pair.
+    """
+    known = [run for run in compared if run.student.wrong is not None]
+    pairs = [_contrast(one, other) for one, other in combinations(known, 2)]
+    adjusted = zip(pairs, stats.holm([pair.p for pair in pairs]), strict=True)
+    return [pair.model_copy(update={"p_holm": p}) for pair, p in adjusted if pair.first == compared[0].run]
+
+
+def _contrast(one: ComparedRun, other: ComparedRun) -> Contrast:
+    wrong, other_wrong = set(one.student.wrong), set(other.student.wrong)
+    either = sorted(wrong | other_wrong)
+    rest = [True] * (one.student.n - len(either))  # both right
+    return contrast(one.run, [item not in wrong for item in either] + rest,
+                    other.run, [item not in other_wrong for item in either] + rest)
+
+
+def _notes(runs: Runs, compared: Sequence[ComparedRun], contrasts: Sequence[Contrast]) -> list[str]:
+    notes = []
+    if len(compared) > 1:
+        notes.append(f"{len(compared)} students were compared on the same test items; the best one's figure "
+                     "is optimistic, because it was picked by looking at all of them.")
+    close = [one.second for one in contrasts if one.p_holm >= ALPHA]
+    if close:
+        notes.append(f"{compared[0].run} is not clearly better than {' or '.join(close)} (exact McNemar, "
+                     f"Holm over all pairs, {ALPHA:g}).")
+    if len(contrasts) < len(compared) - 1:
+        notes.append("Some runs do not say which items they have wrong: their difference from the best is "
+                     "unknown.")
+    teachers = {(one.model, tuple(one.wrong or ())) for _, metrics in runs for one in metrics.evaluations
+                if one.role == "teacher"}
+    if len(teachers) > 1:
+        notes.append("The runs have different teachers: each drop is against the run's own.")
+    if contrasts and any(run.drop.method.endswith(IN_GROUPS) for run in compared):
+        notes.append("Test items come in groups, which the differences between runs do not allow for: their "
+                     "intervals are too narrow.")
+    return notes

@@ -1,0 +1,65 @@
+"""The error ledger: on which items teacher and student are wrong, and who is to blame.
+
+*compression*: the teacher is right, the student wrong. *corrected*: the other way round. Both wrong:
+*inherited* with the same answer, else *both wrong, differently*. The cells and the items on which both are
+right add up to the planned items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from distillctl.evaluate import intervals, stats
+from distillctl.evaluate.calibration import confidence
+from distillctl.evaluate.metrics import Scored, same_answer
+from distillctl.evaluate.results import Cell, Comparison, Interval, LedgerItem
+from distillctl.task import Task
+from distillctl.types import JSON, Example, Prediction
+
+
+def cell(teacher_right: bool, student_right: bool, same: bool) -> Cell | None:
+    """The cell of one item; None when both are right."""
+    if teacher_right and student_right:
+        return None
+    if teacher_right:
+        return "compression"
+    if student_right:
+        return "corrected"
+    return "inherited" if same else "both_wrong_differently"
+
+
+def against_teacher(task: Task, examples: Sequence[Example], expected: Sequence[JSON], teacher: Scored,
+                    student: Scored, name: str, *, speedup: Interval | None = None,
+                    groups: Sequence[Hashable] | None = None, ledger: bool = True,
+                    temperature: float | None = None) -> Comparison:
+    """Compare `name` with the teacher over the same items. ledger: keep the items; temperature: of the
+    student's probabilities."""
+    same = [same_answer(task, s, t, wanted)
+            for s, t, wanted in zip(student.answers, teacher.answers, expected, strict=True)]
+    cells = [cell(*flags) for flags in zip(teacher.right, student.right, same, strict=True)]
+    items = [_item(task, examples[i], expected[i], where, teacher.answers[i], student, i, temperature)
+             for i, where in enumerate(cells) if where] if ledger else []
+    lost, won = cells.count("compression"), cells.count("corrected")
+    return Comparison(
+        student=name, n=len(cells), both_right=cells.count(None), compression=lost, corrected=won,
+        inherited=cells.count("inherited"), both_wrong_differently=cells.count("both_wrong_differently"),
+        drop=intervals.difference(teacher.right, student.right, groups),
+        mcnemar_p=stats.mcnemar_exact(lost, won), mcnemar_mid_p=stats.mcnemar_mid_p(lost, won),
+        agreement=intervals.count(same, groups), speedup=speedup, items=items)
+
+
+def _item(task: Task, example: Example, expected: JSON, where: Cell, teacher: Prediction | None,
+          student: Scored, i: int, temperature: float | None) -> LedgerItem:
+    answer = student.answers[i]
+    return LedgerItem(
+        id=example.id, cell=where, prompt=task.render(example.fields, example.source)[-1]["content"],
+        expected=expected, teacher=_said(teacher), student=_said(answer), parts=dict(student.parts[i]),
+        student_confidence=confidence(answer.answer.label_logprobs, answer.value, temperature)
+        if answer else None)
+
+
+def _said(answer: Prediction | None) -> JSON:
+    """The parsed value, else the raw output, else None."""
+    if answer is None:
+        return None
+    return answer.answer.output if answer.value is None else answer.value

@@ -1,0 +1,97 @@
+"""What an evaluation says, gathered for the verdict and its advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distillctl.evaluate.results import Comparison, Contrast, Evaluation, Role
+from distillctl.recipe.models import VerdictSpec
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The student, its teacher and the others on the same test items.
+
+    versus: student against teacher. versus_base, versus_baseline: student (first) against the others.
+    drops: everybody's drop against the teacher. commonest: the label that is expected most often.
+    """
+
+    spec: VerdictSpec
+    gold: bool
+    teacher: Evaluation
+    student: Evaluation
+    evaluations: Sequence[Evaluation]
+    versus: Comparison
+    versus_base: Sequence[Contrast]
+    versus_baseline: Sequence[Contrast]
+    drops: Mapping[str, float]
+    commonest: str | None
+    commonest_share: float
+
+    @classmethod
+    def gather(cls, spec: VerdictSpec, gold: bool, evaluations: Sequence[Evaluation],
+               comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]) -> Findings:
+        """Sort out who is who. Raises ValueError unless there are one teacher and one student."""
+        names: dict[Role, list[str]] = {"teacher": [], "student": [], "base": [], "baseline": []}
+        for one in evaluations:
+            names[one.role].append(one.name)
+        if len(names["teacher"]) != 1 or len(names["student"]) != 1:
+            raise ValueError(f"one teacher and one student are needed, not {names['teacher']} and "
+                             f"{names['student']}")
+        by_name = {one.name: one for one in evaluations}
+        student = by_name[names["student"][0]]
+        commonest, share = _commonest(student)
+        return cls(
+            spec, gold, by_name[names["teacher"][0]], student, evaluations,
+            versus=next(one for one in comparisons if one.student == student.name),
+            versus_base=[one for one in contrasts if one.second in names["base"]],
+            versus_baseline=[one for one in contrasts if one.second in names["baseline"]],
+            drops={one.student: one.drop.value for one in comparisons},
+            commonest=commonest, commonest_share=share)
+
+    @property
+    def wrong(self) -> int:
+        """Items on which the student is wrong."""
+        return self.student.accuracy.n - self.student.accuracy.k
+
+    @property
+    def timed_by_recording(self) -> bool:
+        """Whether a speed-up rests on latencies that were not measured here."""
+        return any(one.latency is not None and one.latency.source == "recorded"
+                   for one in (self.teacher, self.student))
+
+    def could_take_over(self, name: str) -> bool:
+        """Whether somebody else loses no more than a viable student may."""
+        return self.drops.get(name, 1.0) <= self.spec.max_drop
+
+    @property
+    def constant_does_as_well(self) -> bool:
+        """Whether the student is not clearly better than always giving the commonest label."""
+        return self.commonest is not None and self.student.accuracy.share.low <= self.commonest_share
+
+    @property
+    def as_good(self) -> list[Contrast]:
+        """Baselines that the student does not clearly beat."""
+        return [one for one in self.versus_baseline if one.difference.low <= 0]
+
+    def compared(self, one: Contrast) -> str:
+        """How a baseline that is not clearly beaten stands, in words."""
+        return f"{'does' if one.difference.value <= 0 else 'may do'} as well"
+
+    def called(self, name: str) -> str:
+        """An entrant's name in quotes, or its model's where the name only says its role."""
+        one = next(one for one in self.evaluations if one.name == name)
+        return repr(one.model if one.name == one.role else one.name)
+
+    def share_of(self, name: str) -> float:
+        """An entrant's accuracy."""
+        return next(one for one in self.evaluations if one.name == name).accuracy.share.value
+
+
+def _commonest(student: Evaluation) -> tuple[str | None, float]:
+    table = student.confusion
+    if table is None:
+        return None, 0.0
+    most, label = max((sum(row), label) for row, label in zip(table.counts, table.labels, strict=True))
+    return label, most / student.n
