@@ -1,0 +1,203 @@
+"""`backend: local`: trains a student on this machine, in a process of its own.
+
+A job is a folder, `<workspace>/jobs/<token>/`, made with one mkdir: the create request of this backend.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar
+
+from distillctl import registry
+from distillctl.backend import (
+    API_VERSION,
+    Ambiguous,
+    BackendEnv,
+    Capabilities,
+    JobEvent,
+    JobHandle,
+    Preflight,
+    Rejected,
+    Snapshot,
+    Staged,
+    StudentRef,
+    TrainJob,
+)
+from distillctl.errors import BackendError, Problem
+from distillctl.recipe.models import EvaluateSpec
+from distillctl.store.files import digest_file, read_json, safe_join, write_json
+from distillctl.task import Task
+from distillctl.types import Predictor
+from distillctl_local import process
+from distillctl_local.settings import LocalSettings
+
+_TOKEN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_RESULT = ("adapter_model.safetensors", "adapter_config.json")
+NEEDS = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "gguf")
+
+
+class LocalBackend:
+    """Trains with transformers, PEFT and TRL on a CPU or a GPU."""
+
+    name: ClassVar[str] = "local"
+    api_version: ClassVar[int] = API_VERSION
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
+        data_leaves_machine=False, reports_cost=False, student_is_local=True, untrained_answers=True)
+    Settings: ClassVar[type[LocalSettings]] = LocalSettings
+
+    def __init__(self, settings: LocalSettings, env: BackendEnv) -> None:
+        self._settings = settings
+        self._env = env
+
+    def preflight(self, job: TrainJob) -> Preflight:
+        missing = registry.needs(self.name, *NEEDS)
+        if missing:
+            return Preflight(problems=missing)
+        from distillctl_local.preflight import examine
+
+        return examine(job, self._model(job), self._settings, self._env)
+
+    def stage(self, job: TrainJob) -> Staged:
+        folder = self._env.workspace / "staged" / job.digest.removeprefix("sha256:")[:32]
+        target = folder / "train.jsonl"
+        if not target.exists() or digest_file(target) != job.digest:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / "train.partial"
+            shutil.copyfile(job.train_file, partial)
+            partial.replace(target)
+        return Staged({"folder": folder.name})
+
+    def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
+        folder = self._folder(token)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            raise Ambiguous(f"a job with the token {token} is there already") from None
+        except OSError as error:
+            raise Rejected(f"the job's folder {folder} cannot be made: {error.strerror}") from None
+        try:
+            rows = safe_join(self._env.workspace / "staged", str(staged.data["folder"]))
+            shutil.copyfile(rows / "train.jsonl", folder / "train.jsonl")
+            write_json(folder / "job.json", {
+                "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
+                "digest": job.digest, "train": job.train.model_dump(mode="json"),
+                "settings": self._settings.model_dump(mode="json")})
+            process.start(folder, offline=self._env.offline)
+        except Exception as error:  # the folder stands: the job may run
+            raise Ambiguous(f"the trainer could not be started for certain: {error}") from error
+        return self._handle(token)
+
+    def find(self, token: str) -> list[JobHandle]:
+        return [self._handle(token)] if self._folder(token).is_dir() else []
+
+    def poll(self, handle: JobHandle, cursor: str | None) -> Snapshot:
+        folder = self._folder(handle.job_id)
+        if not folder.is_dir():
+            return Snapshot("lost", "no folder", f"the job's folder {folder} is gone", (), cursor)
+        alive = process.is_alive(folder)  # before the outcome is read: it may end in between
+        outcome = _outcome(folder)
+        events, cursor = _events(folder, cursor)
+        if outcome is not None:
+            state = "succeeded" if outcome["ok"] else "failed"
+            return Snapshot(state, "done", str(outcome.get("message", "")), events, cursor)
+        if alive:
+            return Snapshot("running", "running", "", events, cursor)
+        if (folder / "cancelled").exists():
+            return Snapshot("cancelled", "cancelled", "", events, cursor)
+        return self._restart(folder, events, cursor)
+
+    def cancel(self, handle: JobHandle) -> None:
+        folder = self._folder(handle.job_id)
+        if folder.is_dir() and _outcome(folder) is None:
+            (folder / "cancelled").touch()
+            process.end(folder)
+
+    def collect(self, handle: JobHandle, into: Path) -> StudentRef:
+        folder = self._folder(handle.job_id)
+        outcome = _outcome(folder) if folder.is_dir() else None
+        if outcome is None or not outcome["ok"]:
+            raise BackendError(Problem("this job has no student to collect", where=str(folder)))
+        if sorted(outcome["files"]) != sorted(_RESULT):
+            raise BackendError(Problem("the trainer left other files than an adapter",
+                                       where=str(folder / "result"), value=sorted(outcome["files"])))
+        for name, digest in outcome["files"].items():
+            shutil.copyfile(folder / "result" / name, into / name)
+            if digest_file(into / name) != digest:
+                raise BackendError(Problem("was changed after training", where=str(folder / "result" / name),
+                                           hint="run again with --resubmit to train anew"))
+        job = read_json(folder / "job.json")
+        return StudentRef(self.name, "adapter", job["model"], ".", outcome["files"],
+                          {"rows": job["rows"], "seconds": outcome["seconds"]})
+
+    def open(self, student: StudentRef, folder: Path, task: Task,
+             how: EvaluateSpec) -> AbstractContextManager[Predictor]:
+        from distillctl_local.predictor import open_local
+
+        return open_local(student, folder, task, how, device=self._settings.device,
+                          threads=self._settings.threads)
+
+    def _model(self, job: TrainJob) -> str:
+        return self._settings.model or job.model
+
+    def _folder(self, token: str) -> Path:
+        if not _TOKEN.fullmatch(token):
+            raise BackendError(Problem("is no name of a local job", value=token))
+        return self._env.workspace / "jobs" / token
+
+    def _handle(self, token: str) -> JobHandle:
+        folder = self._folder(token)
+        return JobHandle(self.name, token, token, "this machine", folder.stat().st_ctime,
+                         url=(folder / "trainer.log").as_uri() if folder.is_absolute() else None)
+
+    def _restart(self, folder: Path, events: tuple[JobEvent, ...], cursor: str | None) -> Snapshot:
+        """A trainer that died is started again: it goes on from its last checkpoint."""
+        if not (folder / "job.json").exists() or not (folder / "train.jsonl").exists():
+            return Snapshot("failed", "incomplete", "the job was killed before it was complete", events, cursor)
+        starts = folder / "restarts"
+        done = len(starts.read_text(encoding="utf-8").splitlines()) if starts.exists() else 0
+        if done >= self._settings.restarts:
+            message = f"the trainer died {done + 1} times; the end of its log: {_log_end(folder)}"
+            return Snapshot("failed", "died", message, events, cursor)
+        with starts.open("a", encoding="utf-8") as file:
+            file.write(f"{self._env.clock()}\n")
+        process.start(folder, offline=self._env.offline)
+        told = JobEvent(f"restart-{done + 1}", self._env.clock(), "the trainer died (killed, or out of "
+                        f"memory?): started again from its last checkpoint, {done + 1} of "
+                        f"{self._settings.restarts}", "warning")
+        return Snapshot("running", "restarted", "", (*events, told), cursor)
+
+
+def _outcome(folder: Path) -> dict | None:
+    done = folder / "done.json"
+    return read_json(done) if done.exists() else None
+
+
+def _events(folder: Path, cursor: str | None) -> tuple[tuple[JobEvent, ...], str]:
+    """Whole lines from byte `cursor` on; half a line, being written, is left for the next poll."""
+    start = int(cursor or 0)
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return (), str(start)
+    with path.open("rb") as file:
+        file.seek(start)
+        text = file.read()
+    whole = text[:text.rfind(b"\n") + 1]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return tuple(JobEvent(row["key"], row["time"], row["message"], row["level"], row["data"])
+                 for row in rows), str(start + len(whole))
+
+
+def _log_end(folder: Path) -> str:
+    path = folder / "trainer.log"
+    if not path.exists():
+        return "(empty)"
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return " | ".join(line.strip() for line in lines[-3:])[-500:] or "(empty)"
+
+

@@ -1,0 +1,92 @@
+"""Prompts and answers as tokens, the same for training, scoring and generating.
+
+A prompt is the tokenizer's own chat template around the messages, up to where the answer begins. What a
+message says is tokenised apart from the template, so that `<|im_start|>` in a user's text stays text; the
+answer is tokenised apart from the prompt, so that no token spans the boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from distillctl.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "\ue000{}\ue001"  # private-use characters: in no template
+
+
+class Encoder:
+    """Encodes for one tokenizer. Prompts that only differ in what the messages say share the template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._frames: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, up to where the answer begins."""
+        frame = self._frame(tuple(message["role"] for message in messages))
+        ids = list(frame[0])
+        for message, after in zip(messages, frame[1:], strict=True):
+            ids += self._text(message["content"])
+            ids += after
+        return ids
+
+    def completion(self, text: str) -> list[int]:
+        """Token ids of an answer with the end token at which generation stops."""
+        return [*self._text(text), self.end_id]
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: what the chat template closes a turn with, else the tokenizer's
+        end of sequence."""
+        if self.tokenizer.chat_template:
+            closed = self._render([{"role": "user", "content": _MARK.format(0)},
+                                   {"role": "assistant", "content": _MARK.format(1)}], start_answer=False)
+            after = self._special(closed.split(_MARK.format(1))[-1])
+            for token in after:
+                if token in self.tokenizer.all_special_ids or token in self.tokenizer.added_tokens_decoder:
+                    return token
+        return self.tokenizer.eos_token_id
+
+    def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
+        """The template's tokens before, between and after the contents of messages with these roles."""
+        if roles not in self._frames:
+            marks = [_MARK.format(number) for number in range(len(roles))]
+            messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+            text = self._render(messages, start_answer=True)
+            parts: list[list[int]] = []
+            for mark in marks:
+                before, found, text = text.partition(mark)
+                if not found:
+                    raise ValueError(f"the chat template leaves out a message with the role of {roles}")
+                parts.append(self._special(before))
+            self._frames[roles] = [*parts, self._special(text)]
+        return self._frames[roles]
+
+    def _render(self, messages: list[Message], *, start_answer: bool) -> str:
+        if self.tokenizer.chat_template:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=start_answer, enable_thinking=False)
+        begin = self.tokenizer.bos_token or ""
+        return begin + "\n\n".join(message["content"] for message in messages) + "\n"
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _special(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with alike."""
+    if not sequences:
+        return 0
+    first, last = min(sequences), max(sequences)
+    for number, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return number
+    return min(len(first), len(last))

@@ -1,0 +1,47 @@
+"""What this machine computes with. Nothing here imports torch before it is asked to."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillctl_local.settings import LocalSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose(settings: LocalSettings) -> tuple[str, torch.dtype]:
+    """Device and precision for the base model."""
+    import torch
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = settings.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_computes_bf16()
+        precision = "bf16" if fast else "fp32"
+    return device, torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+@cache
+def cpu_computes_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively; where it does not, bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def memory_available() -> int | None:
+    """Bytes of memory that can be had now, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

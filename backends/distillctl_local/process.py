@@ -1,0 +1,69 @@
+"""The trainer's process: started so that it outlives us, found again by its folder, ended on request.
+
+The job's folder is its name. A lock file that the process holds for its whole life says whether it lives;
+the system frees it however the process ends, and a reused process id fools nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# What a trainer needs from our environment; credentials are not among it.
+_PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
+              "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME",
+              "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DISTILLCTL_TESTING")
+
+
+def start(folder: Path, *, offline: bool = False) -> bool:
+    """Start the trainer of a job folder, unless one is alive; returns whether it was started.
+
+    The lock is taken here and handed on with its file, so there is no moment without it.
+    """
+    with _try_lock(folder) as lock:
+        if lock is None:
+            return False
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        if offline:
+            environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        with (folder / "trainer.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "distillctl_local.trainer", str(folder)], stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, cwd=folder, env=environment, pass_fds=(lock,),
+                start_new_session=True)
+        (folder / "pid").write_text(str(process.pid), encoding="utf-8")
+        return True
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the trainer of a job folder is running."""
+    with _try_lock(folder) as lock:
+        return lock is None
+
+
+def end(folder: Path) -> None:
+    """Ask the trainer and all it started to end."""
+    if is_alive(folder):
+        with contextlib.suppress(ProcessLookupError, ValueError, FileNotFoundError):
+            os.killpg(int((folder / "pid").read_text(encoding="utf-8")), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _try_lock(folder: Path) -> Iterator[int | None]:
+    """The lock's file descriptor while it is ours, None where the trainer has it."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)

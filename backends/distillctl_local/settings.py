@@ -1,0 +1,32 @@
+"""The recipe's `backends.local` block."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distillctl.recipe.models import Strict
+
+
+class LocalSettings(Strict):
+    """How a student is trained on this machine."""
+
+    engine: Literal["auto", "peft"] = "auto"
+    """auto and peft: transformers, PEFT and TRL."""
+    model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """Another student than the recipe's, for this backend."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the frozen base model; adapters are trained in fp32. auto: bf16 where the hardware computes in it,
+    else fp32."""
+    shared_prefix: Literal["auto", "on", "off"] = "auto"
+    """Compute what all prompts begin with once per step. auto: where it is exact and pays."""
+    micro_tokens: Annotated[int, Field(ge=128, le=1_000_000)] = 8192
+    """Most tokens that are computed at once; memory grows with it, the result does not depend on it."""
+    checkpoint_steps: Annotated[int, Field(ge=1, le=100_000)] = 25
+    """A checkpoint every so many optimiser steps; a killed trainer goes on from the last one."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processor threads; None: one per core."""
+    restarts: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a trainer that died is started again."""

@@ -1,0 +1,204 @@
+"""The trainer: a program of its own, started by the backend in a job folder.
+
+`python -m distillctl_local.trainer FOLDER` reads job.json and the rows, trains, and leaves the adapter in
+result/ and the outcome in done.json, written last. What happens is a line each in events.jsonl. Killed at
+any point and started again in the same folder, it goes on from its last whole checkpoint and ends with the
+same adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from distillctl.errors import DistillctlError
+from distillctl.recipe.models import TrainSpec
+from distillctl.store.files import digest_tree, sync_tree, write_json
+from distillctl.types import JSON
+from distillctl_local.settings import LocalSettings
+
+CHECKPOINTS = "checkpoints"
+WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
+
+
+class Events:
+    """The job's story, one JSON line an event, with a running number as its key."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number = len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def tell(self, message: str, level: str = "info", **data: JSON) -> None:
+        """Append one event; whole lines only, so that a reader never sees half of one as whole."""
+        self._number += 1
+        line = json.dumps({"key": str(self._number), "time": time.time(), "level": level,
+                           "message": message, "data": data})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def main(folder: Path) -> int:
+    """Train the job in `folder`. Returns the exit code: 0 done, 1 failed (done.json then says why)."""
+    events = Events(folder / "events.jsonl")
+    try:
+        train(folder, events)
+    except Exception as error:
+        traceback.print_exc()  # noqa: T201 - into the job's own log
+        cause = str(error) if isinstance(error, DistillctlError) else f"{type(error).__name__}: {error}"
+        events.tell(cause.splitlines()[0][:500], "error")
+        write_json(folder / "done.json", {"ok": False, "message": cause[:2000]})
+        return 1
+    return 0
+
+
+def train(folder: Path, events: Events) -> None:
+    """The whole of a job: load, train, save."""
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    spec = TrainSpec.model_validate(job["train"])
+    settings = LocalSettings.model_validate(job["settings"])
+    started = time.monotonic()
+    events.tell("loading the model")
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    from distillctl_local import lora
+    from distillctl_local.data import encode_rows, shared_prefix
+    from distillctl_local.encode import Encoder
+    from distillctl_local.hardware import choose
+    from distillctl_local.models import facts_of, load_base, load_tokenizer
+    from distillctl_local.prefix import expected_ratio, why_not_shared
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device, dtype = choose(settings)
+    set_seed(spec.seed)
+    tokenizer = load_tokenizer(job["model"], job["revision"])
+    model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager")
+    facts = facts_of(model.config)
+    rows = encode_rows(folder / "train.jsonl", Encoder(tokenizer), min(spec.max_length, facts.context))
+    prefix = shared_prefix(rows)
+    rest = sum(len(row.ids) for row in rows) / len(rows) - prefix
+    why = why_not_shared(facts, prefix, max(len(row.ids) for row in rows), spec.lora.dropout)
+    ratio = expected_ratio(prefix, rest, spec.batch_size) if not why else 1.0
+    if settings.shared_prefix == "off" or why or (settings.shared_prefix == "auto" and ratio < 1.15):
+        prefix = 0
+    events.tell(_method(prefix, ratio, why, settings))
+
+    set_seed(spec.seed)
+    adapted = get_peft_model(model, LoraConfig(
+        r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
+        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear"), autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    lora.fuse(adapted)
+    _fit(folder, events, adapted, tokenizer, rows, prefix, spec, settings)
+    _save(folder, adapted, job)
+    seconds = time.monotonic() - started
+    events.tell(f"trained in {seconds:.0f} s")
+    result = folder / "result"
+    write_json(folder / "done.json", {"ok": True, "files": digest_tree(result), "seconds": seconds})
+
+
+def _method(prefix: int, ratio: float, why: str | None, settings: LocalSettings) -> str:
+    if prefix:
+        return f"the prompts share {prefix} tokens, computed once a step: about {ratio:.1f}× fewer tokens"
+    if settings.shared_prefix == "off":
+        return "the shared prefix is switched off: every row is computed whole"
+    return f"every row is computed whole: {why or 'sharing the prefix would save too little'}"
+
+
+def _fit(folder: Path, events: Events, model: Any, tokenizer: Any, rows: list, prefix: int,
+         spec: TrainSpec, settings: LocalSettings) -> None:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig
+
+    from distillctl_local.sft import StepTrainer
+
+    steps = spec.max_steps if spec.max_steps is not None else -1
+    config = SFTConfig(
+        output_dir=str(folder / CHECKPOINTS), per_device_train_batch_size=spec.batch_size,
+        num_train_epochs=float(spec.epochs or 1), max_steps=steps, learning_rate=spec.learning_rate,
+        lr_scheduler_type=_SCHEDULES[spec.schedule], warmup_steps=spec.warmup,
+        weight_decay=spec.weight_decay, max_grad_norm=1.0, seed=spec.seed, data_seed=spec.seed,
+        logging_steps=1, save_strategy="steps", save_steps=settings.checkpoint_steps, save_total_limit=2,
+        report_to="none", bf16=False, fp16=False, gradient_checkpointing=False, max_length=None,
+        dataloader_num_workers=0, remove_unused_columns=False, disable_tqdm=True,
+        use_cpu=model.device.type == "cpu")
+    data = Dataset.from_dict({
+        "input_ids": [row.ids for row in rows],
+        "labels": [[-100] * (len(row.ids) - len(row.completion)) + row.completion for row in rows]})
+
+    class Tell(TrainerCallback):
+        """Passes the training's progress on, and marks whole checkpoints."""
+
+        began = (0.0, 0)
+
+        def on_train_begin(self, args, state, control, **_) -> None:
+            self.began = (time.monotonic(), state.global_step)
+
+        def on_log(self, args, state, control, logs=None, **_) -> None:
+            if logs and "loss" in logs and state.global_step > self.began[1]:
+                pace = (time.monotonic() - self.began[0]) / (state.global_step - self.began[1])
+                events.tell(f"step {state.global_step}", step=state.global_step,
+                            total_steps=state.max_steps, epoch=logs.get("epoch"), loss=logs["loss"],
+                            learning_rate=logs.get("learning_rate"), seconds_per_step=pace)
+
+        def on_save(self, args, state, control, **_) -> None:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_tree(checkpoint)
+            (checkpoint / WHOLE).touch()
+
+    trainer = StepTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer,
+                          callbacks=[Tell()], prefix=prefix, micro_tokens=settings.micro_tokens)
+    resume = _last_checkpoint(folder / CHECKPOINTS)
+    if resume:
+        events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; halves that a kill left are removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / WHOLE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _save(folder: Path, model: Any, job: dict[str, JSON]) -> None:
+    """The adapter as PEFT reads it, without paths of this machine and the same bytes for the same run."""
+    partial = folder / "result.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, safe_serialization=True)
+    (partial / "README.md").unlink(missing_ok=True)
+    config = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = job["model"]
+    config["revision"] = job["revision"]
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    write_json(partial / "adapter_config.json", config)
+    sync_tree(partial)
+    shutil.rmtree(folder / "result", ignore_errors=True)
+    partial.rename(folder / "result")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
