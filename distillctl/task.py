@@ -51,7 +51,8 @@ class Task(ABC):
 
     def __init__(self, spec: ClassificationSpec | StructuredSpec | TextSpec) -> None:
         self.spec = spec
-        env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        env = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, autoescape=False, finalize=_printable)
         try:
             self._template = env.from_string(spec.prompt)
             self.variables = frozenset(meta.find_undeclared_variables(env.parse(spec.prompt)))
@@ -222,6 +223,15 @@ def rouge_l(text: str, reference: str) -> float:
 
 def _normal(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold()))
+
+
+def _printable(value: Any) -> Any:
+    """What a template prints. Null and nested values would read as Python's None and brackets."""
+    if value is None:
+        raise TypeError("null is printed where text is needed")
+    if isinstance(value, dict | list | tuple):
+        raise TypeError("a nested value is printed where text is needed")
+    return value
 
 
 def _no_constant(name: str) -> JSON:

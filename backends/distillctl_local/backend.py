@@ -158,7 +158,7 @@ class LocalBackend:
     def _restart(self, folder: Path, events: tuple[JobEvent, ...], cursor: str | None) -> Snapshot:
         """A trainer that died is started again: it goes on from its last checkpoint."""
         if not (folder / "job.json").exists() or not (folder / "train.jsonl").exists():
-            return Snapshot("failed", "incomplete", "the job was killed before it was complete", events, cursor)
+            return Snapshot("failed", "incomplete", "the job was killed before it was whole", events, cursor)
         starts = folder / "restarts"
         done = len(starts.read_text(encoding="utf-8").splitlines()) if starts.exists() else 0
         if done >= self._settings.restarts:

@@ -27,7 +27,7 @@ from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
 
 _LIBRARIES = 0.8 * 2**30
-_FLOPS_PER_CORE = (20e9, 90e9)  # low and high, of this kind of work on a CPU core
+_FLOPS_PER_CORE = (50e9, 250e9)  # low and high, of this kind of work on a CPU core
 
 
 def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv) -> Preflight:
@@ -53,8 +53,8 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if free and needed > free:
         problems.append(Problem(
             f"training needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free",
-            field="student.model", value=model, hint="take a smaller student, lower backends.local.micro_tokens"
-            ", or a hosted backend"))
+            field="student.model", value=model,
+            hint="take a smaller student, lower backends.local.micro_tokens, or use a hosted backend"))
     duration = _duration(facts, job, lengths) if lengths else None
     return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0), duration)
 
@@ -94,7 +94,8 @@ def _lengths(job: TrainJob, model: str) -> list[tuple[int, str]]:
 
 def _too_long(job: TrainJob, lengths: list[tuple[int, str]], limit: int) -> list[Problem]:
     long = [(tokens, source) for tokens, source in lengths if tokens > limit]
-    return [Problem(f"prompt and answer have about {tokens} tokens, the limit is {limit}", where=source or None,
+    return [Problem(f"prompt and answer have about {tokens} tokens, the limit is {limit}",
+                    where=source or None,
                     hint="shorten the row, or raise train.max_length; nothing is cut silently")
             for tokens, source in long[:10]]
 

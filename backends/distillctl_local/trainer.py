@@ -52,7 +52,7 @@ def main(folder: Path) -> int:
     try:
         train(folder, events)
     except Exception as error:
-        traceback.print_exc()  # noqa: T201 - into the job's own log
+        traceback.print_exc()  # into the job's own log
         cause = str(error) if isinstance(error, DistillctlError) else f"{type(error).__name__}: {error}"
         events.tell(cause.splitlines()[0][:500], "error")
         write_json(folder / "done.json", {"ok": False, "message": cause[:2000]})
@@ -98,7 +98,8 @@ def train(folder: Path, events: Events) -> None:
     set_seed(spec.seed)
     adapted = get_peft_model(model, LoraConfig(
         r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear"), autocast_adapter_dtype=False)
+        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear"),
+        autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
