@@ -41,7 +41,7 @@ def _what_is_broken(found: Findings) -> list[str]:
                          f"{percent(found.share_of(one.second))}. Check the training rows, lower the "
                          "learning rate or train for fewer epochs.")
         elif one.difference.low <= 0 and found.could_take_over(one.second):
-            steps.append(f"Try the untrained model as it is: it {found.compared(one)}, and needs no training.")
+            steps.append(f"Try the untrained model as it is: it {found.compared(one)}, without training.")
         elif one.difference.low <= 0:
             steps.append("Training shows no clear effect against the untrained model: train longer, raise "
                          "the learning rate, and look whether the training loss falls.")

@@ -101,8 +101,16 @@ def tango_bounds(n10: np.ndarray, n01: np.ndarray, n: float, level: float = 0.95
 
 
 def _tango_statistic(d: np.ndarray, n10: np.ndarray, n01: np.ndarray, n: float) -> np.ndarray:
-    """Tango's statistic (n10 - n01 - n·d)/√(n(2q + d(1 - d))) with q, the share of second-only pairs that
-    is most likely if the difference is d: the larger root of 2n·q² + b·q - n01·d(1 - d) = 0."""
+    import numpy as np
+
+    gap = n10 - n01 - n * d
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gap == 0, 0.0, gap / np.sqrt(n * _tango_variance(d, n10, n01, n)))
+
+
+def _tango_variance(d: np.ndarray, n10: np.ndarray, n01: np.ndarray, n: float) -> np.ndarray:
+    """The variance of one pair, 2q + d(1 - d), with q, the share of second-only pairs that is most likely
+    if the difference is d: the larger root of 2n·q² + b·q - n01·d(1 - d) = 0."""
     import numpy as np
 
     b = (2 * n - n10 + n01) * d - n10 - n01
@@ -110,9 +118,7 @@ def _tango_statistic(d: np.ndarray, n10: np.ndarray, n01: np.ndarray, n: float) 
     with np.errstate(divide="ignore", invalid="ignore"):
         # the second form of the root where the first would subtract nearly equal numbers
         q = np.where(b > 0, 2 * n01 * d * (1 - d) / (b + root), (root - b) / (4 * n))
-        spread = np.sqrt(np.maximum(n * (2 * q + d * (1 - d)), 0))
-        gap = n10 - n01 - n * d
-        return np.where(gap == 0, 0.0, gap / spread)
+    return np.maximum(2 * q + d * (1 - d), 0)
 
 
 def mcnemar_exact(n10: int, n01: int) -> float:
@@ -139,15 +145,22 @@ def _binomial_half(k: int, n: int) -> float:
 
 def items_needed(difference: float, discordance: float, bound: float, *, level: float = 0.95,
                  power: float = 0.8) -> int | None:
-    """Items with which the interval of a paired difference leaves `bound` out, with this chance (`power`),
-    if the true difference and share of discordant pairs are these. None where they lie on the bound.
+    """Items with which Tango's interval of a paired difference leaves `bound` out, with this chance
+    (`power`), if these are the true difference and share of discordant pairs. None on the bound itself.
 
-    (z + z_power)² (discordance - difference²)/(bound - difference)²; see Tango 1998, section 6.
+    (z·s0 + z_power·s1)²/(bound - difference)²: s1² = discordance - difference² is the variance if that is
+    true, s0² the one that the score statistic takes at the bound (Liu et al., Stat. Med. 2002, 21:231).
+    With s1 in both places the power falls short where few pairs are discordant.
     """
+    import numpy as np
+
     if difference == bound:
         return None
-    z = z_value(level) + NormalDist().inv_cdf(power)
-    return max(1, math.ceil(z * z * (discordance - difference ** 2) / (bound - difference) ** 2))
+    n10, n01 = (discordance + difference) / 2, (discordance - difference) / 2
+    at_bound = math.sqrt(float(_tango_variance(np.float64(bound), max(n10, 0.0), max(n01, 0.0), 1.0)))
+    true = math.sqrt(max(discordance - difference ** 2, 0.0))
+    width = z_value(level) * at_bound + NormalDist().inv_cdf(power) * true
+    return max(1, math.ceil((width / (bound - difference)) ** 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
