@@ -87,7 +87,8 @@ class Context:
         learner = self.learner("student")
         identity = digest_json({"data": self.data_parts(), "teacher": self.teacher_parts(),
                                 "student": learner.parts()})
-        return f"{learner.backend}-{slug(learner.model)}-{identity.removeprefix('sha256:')[:8]}"
+        model = "" if learner.model == learner.backend else f"{slug(learner.model)}-"
+        return f"{learner.backend}-{model}{identity.removeprefix('sha256:')[:8]}"
 
     @property
     def run_id(self) -> str:
@@ -106,7 +107,8 @@ class Context:
         if backend is None:
             raise ValueError(f"the recipe has no {role}")
         settings = recipe.backends.get(backend, {})
-        model = str(settings.get("model") or recipe.student.model)
+        tunes = registry.load(backend).capabilities.untrained_answers
+        model = str(settings.get("model") or (recipe.student.model if tunes else backend))
         return Learner(role, backend, settings, model, recipe.train)
 
     def roles(self) -> tuple[LearnerRole, ...]:
@@ -130,7 +132,7 @@ class Context:
     @property
     def has_base(self) -> bool:
         """Whether the student starts from a language model that can answer untrained."""
-        return self.backend("student").capabilities.untrained_answers
+        return registry.load(self.recipe.backend).capabilities.untrained_answers
 
     # --- what determines a stage ---
 

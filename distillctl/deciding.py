@@ -34,7 +34,7 @@ def evaluation_input(ctx: Context, student: Entrant | None = None) -> Evaluation
     if ctx.path("predictions/base.test.jsonl").exists():
         entrants.append(_entrant(ctx, "base", ctx.learner("student").model, has_dev=False))
     if ctx.recipe.baseline:
-        entrants.append(_entrant(ctx, "baseline", ctx.recipe.baseline, has_dev=True))
+        entrants.append(_entrant(ctx, "baseline", ctx.learner("baseline").model, has_dev=True))
     entrants.append(student or _entrant(ctx, "student", ctx.learner("student").model, has_dev=True))
     group = ctx.recipe.data.group
     groups = {e.id: str(e.fields.get(group)) for e in (*test, *dev)} if group else None

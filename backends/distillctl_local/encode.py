@@ -125,7 +125,5 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     if not sequences:
         return 0
     first, last = min(sequences), max(sequences)
-    for number, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return number
-    return min(len(first), len(last))
+    shortest = min(len(first), len(last))
+    return next((n for n in range(shortest) if first[n] != last[n]), shortest)

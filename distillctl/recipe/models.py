@@ -314,7 +314,7 @@ class TrainSpec(Strict):
 class LatencySpec(Strict):
     """Latency is timed one request at a time, after a warm-up, on the same items for all."""
 
-    items: Annotated[int, Field(ge=1, le=10_000)] = 50
+    items: Annotated[int, Field(ge=1, le=10_000)] = 60
     """How many test items are timed."""
     warmup: Annotated[int, Field(ge=0, le=1000)] = 5
     """How many requests before that are not counted."""
