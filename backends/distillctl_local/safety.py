@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillctl.errors import Problem, StudentError
+from distillctl.store.files import digest_file
 
 if TYPE_CHECKING:
     from distillctl_local.models import ModelFacts
@@ -78,6 +79,27 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if end != size - 8 - length:
         raise _bad_file(path, f"its tensors need {end} bytes, {size - 8 - length} are there")
     return tensors
+
+
+def check_digests(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse a student's folder that does not hold exactly these files ("sha256:..." by name)."""
+    found = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    problems = [Problem("is missing", where=str(folder / name)) for name in sorted(set(files) - set(found))]
+    problems += [Problem("is not among the files of this student", where=str(found[name]),
+                         hint="delete or move it") for name in sorted(set(found) - set(files))]
+    problems += [Problem("is not as it was when the student was collected", where=str(found[name]),
+                         hint="run the recipe again, or fetch the student again")
+                 for name in sorted(set(found) & set(files)) if found[name].is_file()
+                 and digest_file(found[name]) != files[name]]
+    if problems:
+        raise StudentError(*problems)
+
+
+def check_adapter(folder: Path, files: Mapping[str, str], base: ModelFacts) -> None:
+    """Refuse an adapter that is not the student's own (`files`: digests), unsafe, damaged, or made for
+    another base. Raises StudentError."""
+    check_adapter_folder(folder, base)
+    check_digests(folder, files)
 
 
 def check_adapter_folder(folder: Path, base: ModelFacts) -> None:

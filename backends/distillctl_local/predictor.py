@@ -1,0 +1,170 @@
+"""A student, or its untrained base, in memory: answers prompts by scoring labels or by generating."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillctl.backend import StudentRef
+from distillctl.errors import Problem, StudentError
+from distillctl.recipe.models import EvaluateSpec
+from distillctl.store.files import safe_join
+from distillctl.task import Task
+from distillctl.types import JSON, Answer, Message, Request
+from distillctl_local.encode import Encoder
+from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+CANARY: list[Message] = [{"role": "user", "content": "Say which of two roads is the shorter one, and why."}]
+
+
+class LocalPredictor:
+    """Answers with a causal LM in this process: one label set scored, or tokens generated."""
+
+    max_batch = 64
+    replayed = False
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, task: Task, how: EvaluateSpec,
+                 identity: Mapping[str, JSON]) -> None:
+        from distillctl_local.generate import Generator, Grammar
+        from distillctl_local.scoring import LabelScorer
+
+        self.identity = identity
+        self._name = str(identity["model"])
+        self._encoder = encoder
+        self._context = facts_of(model.config).context
+        self._lock = threading.Lock()  # one pass at a time: the kept prefixes change in it
+        self._scorer: LabelScorer | None = None
+        self._generator: Generator | None = None
+        if identity["mode"] == "score":
+            self._labels = list(task.labels)
+            self._answers = [encoder.completion(task.target(label)) for label in self._labels]
+            self._scorer = LabelScorer(model, self._answers)
+        else:
+            grammar = None
+            if task.json_schema is not None:
+                vocabulary = model.config.get_text_config().vocab_size
+                grammar = Grammar(task.json_schema, encoder.tokenizer, vocabulary, encoder.end_id)
+            stops = {encoder.end_id, encoder.tokenizer.eos_token_id} - {None}
+            self._max_tokens = how.max_tokens
+            self._generator = Generator(model, sorted(stops), grammar)
+
+    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request. latency_s is that of the whole batch."""
+        return await asyncio.to_thread(self._answer, list(requests))
+
+    async def aclose(self) -> None:
+        """The weights go with `open_local`'s block."""
+
+    def _answer(self, requests: Sequence[Request]) -> list[Answer]:
+        with self._lock:
+            started = time.perf_counter()
+            prompts = [self._encoder.prompt(request.messages) for request in requests]
+            room = max(map(len, self._answers)) - 1 if self._scorer else 1
+            fitting = [number for number, prompt in enumerate(prompts) if len(prompt) + room <= self._context]
+            given = [prompts[number] for number in fitting]
+            found = dict(zip(fitting, self._score(given) if self._scorer else self._generate(given),
+                             strict=True))
+            took = time.perf_counter() - started
+        return [self._finished(prompt, found.get(number), took) for number, prompt in enumerate(prompts)]
+
+    def _finished(self, prompt: list[int], found: Mapping[str, Any] | None, took: float) -> Answer:
+        if found is None:
+            found = {"output": None, "finish": "failed", "error": f"the prompt has {len(prompt)} tokens, "
+                     f"the model reads {self._context}"}
+        return Answer(**found, tokens_in=len(prompt), latency_s=took, model=self._name)
+
+    def _score(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
+        if not prompts:
+            return []
+        found = []
+        for row in self._scorer.log_probabilities(prompts):
+            best = int(row.argmax())
+            found.append({"output": self._labels[best], "tokens_out": len(self._answers[best]),
+                          "label_logprobs": dict(zip(self._labels, row.tolist(), strict=True))})
+        return found
+
+    def _generate(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
+        limits = [min(self._max_tokens, self._context - len(prompt)) for prompt in prompts]
+        found = []
+        for answer in self._generator.answer(prompts, limits) if prompts else ():
+            text = self._encoder.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            finish = "empty" if answer.finish == "stop" and not text.strip() else answer.finish
+            found.append({"output": text, "finish": finish, "tokens_out": answer.tokens})
+        return found
+
+
+@contextmanager
+def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec, *, device: str = "auto",
+               threads: int | None = None) -> Iterator[LocalPredictor]:
+    """A predictor for a student on this machine, its memory freed at the end of the block.
+
+    student: an adapter in `folder`, a whole model in `folder`, or (kind "model" without a path) a base
+    model by alias, Hub id or folder. Raises StudentError, also for an adapter that is unsafe, damaged,
+    made for another base or without effect.
+    """
+    import torch
+
+    if student.kind == "hosted":
+        raise StudentError(Problem("is answered by its provider, not on this machine", value=student.model))
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        model, encoder, identity = _load(student, folder, _device(device))
+        scored = task.kind == "classification" and not how.generate
+        identity |= {"mode": "score", "labels": list(task.labels)} if scored else {
+            "mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
+        predictor = LocalPredictor(model, encoder, task, how, identity)
+        del model
+        yield predictor
+    finally:
+        predictor = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        torch.set_num_threads(before)
+
+
+def _load(student: StudentRef, folder: Path, device: str) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
+    import torch
+
+    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    revision = student.data.get("revision")
+    name = student.model
+    files = safe_join(folder, student.path) if student.path else None
+    if student.kind == "model" and files is not None:
+        from distillctl_local.safety import check_digests, check_student_model_folder
+
+        check_digests(files, student.files)
+        check_student_model_folder(files)
+        name, revision = str(files), None
+    encoder = Encoder(load_tokenizer(name, revision))
+    model = load_base(name, revision, dtype=dtype, device=device)
+    if student.kind == "adapter":
+        from distillctl_local.merge import merge_adapter
+        from distillctl_local.safety import check_adapter
+
+        check_adapter(files or folder, student.files, facts_of(model.config, source=student.model))
+        merge_adapter(model, files or folder, encoder.prompt(CANARY))
+    return model, encoder, {
+        "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
+        "files": dict(student.files), "device": device, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise StudentError(Problem("no CUDA device is there", field="backends.local.device", value=wanted,
+                                   hint="set it to auto or cpu"))
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
