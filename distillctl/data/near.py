@@ -43,8 +43,8 @@ def normal(text: str) -> str:
 
 def normal_input(fields: Mapping[str, JSON], names: Iterable[str]) -> str:
     """Normal form of what varies in a prompt: the values of its variables, `names`, one after another."""
-    return " | ".join(normal(value if isinstance(value, str) else str(value))
-                      for name in names if (value := fields.get(name)) is not None)
+    values = (fields.get(name) for name in names)
+    return " | ".join("" if value is None else normal(str(value)) for value in values)
 
 
 def shingles(text: str) -> frozenset[str]:

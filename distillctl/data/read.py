@@ -1,142 +1,200 @@
-"""Rows into examples: ids, expected answers, and everything that is wrong with a file at once."""
+"""Examples from a data file: every row is checked against the task before anything is asked or paid.
+
+Reading goes on after a bad row, so that all problems come at once, each with its line.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl.data.formats import read_rows
-from distillctl.errors import DataError, DistillctlError, Problem
+from distillctl.data.gold import Gold
+from distillctl.errors import DataError, Problem
 from distillctl.recipe.models import DataSpec
+from distillctl.recipe.problems import nearest
+from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Example
 
-MOST_PROBLEMS = 50
-_SPECIAL = re.compile(r"<\|[\w ]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+MOST_PROBLEMS = 50  # shown; the rest is counted
+_MAX_ID = 200  # characters
+_LACKS = "the row lacks this field"
+_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number"}
+
+# Marks of chat templates and tokenizers: <|im_start|>, </s>, [INST], <start_of_turn>, <｜User｜> ...
+_SPECIAL = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</?(?:s|pad|bos|eos|unk|mask)>|\[/?INST\]|<</?SYS>>"
+                      r"|<(?:start|end)_of_turn>")
 
 
 @dataclass(frozen=True)
 class ReadResult:
-    """The examples of one file, in its order, and what a user should know about them."""
+    """What a data file holds. problems: in the order of the lines; more than 50 are counted in the last."""
 
     examples: list[Example]
+    problems: list[Problem]
     warnings: list[str]
 
 
-def read_examples(path: Path, spec: DataSpec, task: Task) -> ReadResult:
-    """Read and check a data file; ids come from `spec.id`, from `id` where every row has one, else from
-    the content. Raises DataError with the problems of all rows (the first 50, and how many more)."""
-    problems = _Problems()
-    examples: list[Example] = []
-    special = 0
+def read_examples(path: Path, spec: DataSpec, task: Task, name: str | None = None) -> ReadResult:
+    """Read and check a JSONL, CSV or Parquet file; nothing is skipped silently.
+
+    name: the file as the recipe names it, for `Example.source` ("name:line"; in Parquet the row's number).
+    Every row must have the fields that the prompt shows and that `spec` names, of one type throughout. Ids
+    come from `spec.id`, else from `id` where the first row has one, else they are a hash of the row.
+    Raises MissingExtra for Parquet without pyarrow.
+    """
+    reader = _Reader(str(path), name or str(path), spec, task)
     for line, row in read_rows(path):
-        where = f"{path}:{line}" if line else str(path)
         if isinstance(row, Problem):
-            problems.add(row)
-            continue
-        found = _example(row, spec, task, where, problems)
-        if found is not None:
-            examples.append(found)
-            special += any(isinstance(row.get(name), str) and _SPECIAL.search(row[name])
-                           for name in task.variables)
-    if not examples and not problems.count:
-        problems.add(Problem("there are no rows", where=str(path)))
-    examples = _with_ids(examples, spec, problems)
-    problems.stop()
-    warnings = []
-    if special:
-        warnings.append(f"{path}: {special} rows hold text in the shape of special tokens (`<|…|>`, `</s>`); "
-                        "it is treated as plain text")
-    return ReadResult(examples, warnings)
+            reader.add(line, row)
+        else:
+            reader.take(line, row)
+    return reader.result()
 
 
-class _Problems:
-    """Keeps the first problems and counts the rest."""
+class _Reader:
+    """Turns rows into examples, and remembers what earlier rows were like."""
 
-    def __init__(self) -> None:
-        self.kept: list[Problem] = []
-        self.count = 0
+    def __init__(self, path: str, name: str, spec: DataSpec, task: Task) -> None:
+        self._path, self._name, self._spec, self._task = path, name, spec, task
+        self._gold = Gold(task, spec.expected)
+        self._named = [*self._gold.columns, *(n for n in (spec.id, spec.group) if n)]
+        self._variables = sorted(task.variables)
+        self._examples: list[Example] = []
+        self._problems: list[tuple[int, Problem]] = []
+        self._count = 0
+        self._rows = 0
+        self._missing: dict[str, int] = {}  # by field: rows without it
+        self._columns: list[str] = []  # of the first row
+        self._kinds: dict[str, tuple[str, int]] = {}  # by variable: its type and the line that set it
+        self._id_field = spec.id
+        self._first_line = 0
+        self._lines: dict[str, int] = {}  # by id
+        self._repeats: dict[str, int] = {}  # by id that is a hash
+        self._special: dict[str, int] = {}  # by mark: rows
+        self._special_first = 0
 
-    def add(self, problem: Problem) -> None:
-        self.count += 1
-        if len(self.kept) < MOST_PROBLEMS:
-            self.kept.append(problem)
+    def add(self, line: int, problem: Problem) -> None:
+        self._count += 1
+        if len(self._problems) < MOST_PROBLEMS:
+            where = problem.where or f"{self._path}:{line}"
+            self._problems.append((line, Problem(**{**vars(problem), "where": where})))
 
-    def stop(self) -> None:
-        if self.count:
-            more = self.count - len(self.kept)
-            raise DataError(*self.kept, *([Problem(f"and {more} more problems like these")] if more else []))
+    def take(self, line: int, row: dict[str, JSON]) -> None:
+        self._rows += 1
+        if self._rows == 1:
+            self._columns, self._first_line = list(row), line
+            if self._id_field is None and "id" in row:
+                self._id_field = "id"
+        before = self._count
+        lacking = [name for name in self._named if name not in row]
+        for name in lacking:
+            self._lacks(name, line)
+        self._check_prompt(line, row)
+        expected = None
+        if not lacking:
+            expected, problems = self._gold.read(row)
+            for problem in problems:
+                self.add(line, problem)
+            self._check_group(line, row)
+        identity = self._identity(line, row)
+        if self._count == before and identity is not None:
+            self._examples.append(Example(identity, row, expected, f"{self._name}:{line}"))
 
+    def result(self) -> ReadResult:
+        if not self._rows and not self._count:
+            self.add(0, Problem("holds no rows", self._path))
+        problems = [problem for _, problem in sorted(self._problems, key=lambda pair: pair[0])]
+        for name, rows in self._missing.items():
+            if rows == self._rows > 1:  # one mistake in the recipe, not one in every row
+                problems = [p for p in problems if p.field != name or p.what != _LACKS]
+                problems.insert(0, Problem("no row has this field", self._path, name, hint=self._known(name)))
+                self._count -= rows - 1
+        if self._count > len(problems):
+            problems.append(Problem(f"and {self._count - len(problems)} more problems", self._path))
+        return ReadResult(self._examples, problems, self._warnings())
 
-def _example(row: Mapping[str, JSON], spec: DataSpec, task: Task, where: str,
-             problems: _Problems) -> Example | None:
-    before = problems.count
-    try:
-        if not any(message["content"].strip() for message in task.render(row, where)):
-            problems.add(Problem("the prompt of this row is empty", where=where))
-    except DistillctlError as error:
-        for problem in error.problems:
-            problems.add(problem)
-    expected = _expected(row, spec, task, where, problems)
-    name = spec.id or "id"
-    own = row.get(name)
-    if own is not None and (isinstance(own, bool | float | dict | list) or str(own).strip() == ""):
-        problems.add(Problem("an id must be text or a whole number", where=where, field=name, value=own))
-    if problems.count > before:
-        return None
-    return Example("" if own is None else str(own), row, expected, where)
+    # --- one row
 
+    def _lacks(self, name: str, line: int) -> None:
+        self._missing[name] = self._missing.get(name, 0) + 1
+        self.add(line, Problem(_LACKS, field=name, hint=self._known(name)))
 
-def _expected(row: Mapping[str, JSON], spec: DataSpec, task: Task, where: str, problems: _Problems) -> JSON:
-    if spec.expected is None:
-        return None
-    names = {"": spec.expected} if isinstance(spec.expected, str) else spec.expected
-    absent = [name for name in names.values() if row.get(name) is None]
-    for name in absent:
-        problems.add(Problem("the expected answer is missing", where=where, field=name))
-    if absent:
-        return None
-    if isinstance(spec.expected, dict):
-        return {part: row[name] for part, name in spec.expected.items()}
-    value = row[spec.expected]
-    if task.kind != "classification":
-        return value
-    label = task.label(value)  # type: ignore[attr-defined]
-    if label is None:
-        problems.add(Problem("is not one of the labels", where=where, field=spec.expected, value=value,
-                             hint=f"the labels are {', '.join(task.labels)}"))
-    return label
+    def _known(self, name: str) -> str:
+        close = nearest(name, self._columns)
+        return f"did you mean `{close}`?" if close else f"the first row has: {', '.join(self._columns)}"[:300]
 
+    def _check_prompt(self, line: int, row: Mapping[str, JSON]) -> None:
+        try:
+            self._task.render(row)
+        except DataError as error:
+            absent = [name for name in self._variables if name not in row
+                      and f"'{name}' is undefined" in str(error)]
+            for name in absent:
+                if name not in self._named:
+                    self._lacks(name, line)
+            if not absent:
+                unfit = [f"`{name}` is {'null' if row[name] is None else 'nested'}"
+                         for name in self._variables if not isinstance(row.get(name, ""), str | int | float)]
+                for problem in error.problems:
+                    self.add(line, Problem(problem.what, hint="; ".join(unfit) or None))
+            return
+        shown = [(name, row[name]) for name in self._variables if row.get(name) is not None]
+        if not any(str(value).strip() for _, value in shown):
+            self.add(line, Problem("every field that the prompt shows is empty", hint="remove the row"))
+        marks: set[str] = set()
+        for name, value in shown:
+            if kind := _KINDS.get(type(value)):
+                first, first_line = self._kinds.setdefault(name, (kind, line))
+                if kind != first:
+                    self.add(line, Problem(f"is {kind} here and {first} in line {first_line}", field=name,
+                                           value=value))
+            if kind == "text" and ("<" in value or "[" in value):
+                marks.update(_SPECIAL.findall(value))
+        if marks:
+            self._special_first = self._special_first or line
+            for mark in marks:
+                self._special[mark] = self._special.get(mark, 0) + 1
 
-def _with_ids(examples: list[Example], spec: DataSpec, problems: _Problems) -> list[Example]:
-    given = sum(1 for example in examples if example.id)
-    if given == 0 and spec.id is None:
-        return _content_ids(examples)
-    if given < len(examples):
-        for example in examples:
-            if not example.id:
-                problems.add(Problem("has no id, other rows have one", where=example.source,
-                                     field=spec.id or "id", hint="give every row an id, or none"))
-    first: dict[str, str] = {}
-    for example in examples:
-        if example.id and (earlier := first.setdefault(example.id, example.source)) != example.source:
-            problems.add(Problem(f"has the id of {earlier}", where=example.source, field=spec.id or "id",
-                                 value=example.id))
-    return examples
+    def _check_group(self, line: int, row: Mapping[str, JSON]) -> None:
+        group = self._spec.group and row[self._spec.group]
+        if isinstance(group, float | list | dict):
+            self.add(line, Problem("a group is text or a whole number, or null for none",
+                                   field=self._spec.group, value=group))
 
+    def _identity(self, line: int, row: Mapping[str, JSON]) -> str | None:
+        if self._id_field is None:
+            if "id" in row:
+                self.add(line, Problem(f"has an id, line {self._first_line} has none", field="id",
+                                       hint="give every row an id, or none"))
+            return self._hashed(row)
+        if self._id_field not in row:
+            if self._spec.id is None:
+                self.add(line, Problem(f"has no id, line {self._first_line} has one", field="id",
+                                       hint="give every row an id, or none"))
+            return None
+        given = row[self._id_field]
+        identity = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+        if not isinstance(identity, str) or not identity.strip() or len(identity) > _MAX_ID:
+            self.add(line, Problem(f"an id is text of 1 to {_MAX_ID} characters or a whole number",
+                                   field=self._id_field, value=given))
+            return None
+        if (first := self._lines.setdefault(identity, line)) != line:
+            self.add(line, Problem(f"the id of line {first} again", field=self._id_field, value=identity))
+        return identity
 
-def _content_ids(examples: list[Example]) -> list[Example]:
-    """Ids by content; of equal rows the later ones get a number behind it."""
-    seen: dict[str, int] = {}
-    found = []
-    for example in examples:
-        text = json.dumps(example.fields, sort_keys=True, ensure_ascii=False)
-        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        seen[key] = seen.get(key, 0) + 1
-        name = key if seen[key] == 1 else f"{key}-{seen[key]}"
-        found.append(Example(name, example.fields, example.expected, example.source))
-    return found
+    def _hashed(self, row: Mapping[str, JSON]) -> str:
+        """The first 64 bits of the row's SHA-256; equal rows are numbered."""
+        identity = digest_json(row).removeprefix("sha256:")[:16]
+        repeat = self._repeats[identity] = self._repeats.get(identity, 0) + 1
+        return identity if repeat == 1 else f"{identity}-{repeat}"
+
+    def _warnings(self) -> list[str]:
+        if not self._special:
+            return []
+        marks = ", ".join(f"{mark} in {rows}" for mark, rows in sorted(self._special.items())[:10])
+        return [f"{self._name} holds text that chat templates use as marks ({marks} rows, first in line "
+                f"{self._special_first}): it is treated as plain text"]
