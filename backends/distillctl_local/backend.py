@@ -1,6 +1,7 @@
 """`backend: local`: trains a student on this machine, in a process of its own.
 
-A job is a folder, `<workspace>/jobs/<token>/`, made with one mkdir: the create request of this backend.
+A job is a folder, `<workspace>/jobs/<token>/`, whole from the moment it has this name: the rename that
+gives it is the create request of this backend.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from distillctl.backend import (
 )
 from distillctl.errors import BackendError, Problem
 from distillctl.recipe.models import EvaluateSpec
-from distillctl.store.files import digest_file, read_json, safe_join, write_json
+from distillctl.store.files import digest_file, read_json, safe_join, sync_folder, sync_tree, write_json
 from distillctl.task import Task
 from distillctl.types import Predictor
 from distillctl_local import process
 from distillctl_local.settings import LocalSettings
 
 _TOKEN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_ROWS = "train.jsonl"
+_LOG = "trainer.log"
+_CANCELLED = "cancelled"
 _RESULT = ("adapter_model.safetensors", "adapter_config.json")
 NEEDS = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "gguf")
 
@@ -64,7 +68,7 @@ class LocalBackend:
 
     def stage(self, job: TrainJob) -> Staged:
         folder = self._env.workspace / "staged" / job.digest.removeprefix("sha256:")[:32]
-        target = folder / "train.jsonl"
+        target = folder / _ROWS
         if not target.exists() or digest_file(target) != job.digest:
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / "train.partial"
@@ -74,23 +78,26 @@ class LocalBackend:
 
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
         folder = self._folder(token)
+        partial = folder.parent / f".{token}"
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            raise Ambiguous(f"a job with the token {token} is there already") from None
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            rows = safe_join(self._env.workspace / "staged", str(staged.data["folder"]))
+            shutil.copyfile(rows / _ROWS, partial / _ROWS)
+            write_json(partial / "job.json", {
+                "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
+                "digest": job.digest, "created": self._env.clock(),
+                "train": job.train.model_dump(mode="json"),
+                "settings": self._settings.model_dump(mode="json")})
+            sync_tree(partial)
         except OSError as error:
             raise Rejected(f"the job's folder {folder} cannot be made: {error.strerror}") from None
         try:
-            rows = safe_join(self._env.workspace / "staged", str(staged.data["folder"]))
-            shutil.copyfile(rows / "train.jsonl", folder / "train.jsonl")
-            write_json(folder / "job.json", {
-                "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
-                "digest": job.digest, "train": job.train.model_dump(mode="json"),
-                "settings": self._settings.model_dump(mode="json")})
+            partial.rename(folder)  # the job is there, whole; a kill from here on is mended by `poll`
+            sync_folder(folder.parent)
             process.start(folder, offline=self._env.offline)
-        except Exception as error:  # the folder stands: the job may run
-            raise Ambiguous(f"the trainer could not be started for certain: {error}") from error
+        except OSError as error:
+            raise Ambiguous(f"the trainer could not be started for certain: {error.strerror}") from error
         return self._handle(token)
 
     def find(self, token: str) -> list[JobHandle]:
@@ -106,16 +113,24 @@ class LocalBackend:
         if outcome is not None:
             state = "succeeded" if outcome["ok"] else "failed"
             return Snapshot(state, "done", str(outcome.get("message", "")), events, cursor)
+        if (folder / _CANCELLED).exists():
+            process.end(folder)
+            state = "running" if alive else "cancelled"
+            return Snapshot(state, "ending" if alive else "cancelled", "", events, cursor)
         if alive:
             return Snapshot("running", "running", "", events, cursor)
-        if (folder / "cancelled").exists():
-            return Snapshot("cancelled", "cancelled", "", events, cursor)
-        return self._restart(folder, events, cursor)
+        if process.restarts(folder) < self._settings.restarts:
+            begun = (folder / _LOG).exists()  # else we were killed between the rename and the start
+            process.start(folder, again=begun, offline=self._env.offline)
+            return Snapshot("running", "restarted" if begun else "started", "", events, cursor)
+        message = (f"the trainer died {process.restarts(folder) + 1} times; the end of its log: "
+                   f"{_log_end(folder)}")
+        return Snapshot("failed", "died", message, events, cursor)
 
     def cancel(self, handle: JobHandle) -> None:
         folder = self._folder(handle.job_id)
         if folder.is_dir() and _outcome(folder) is None:
-            (folder / "cancelled").touch()
+            (folder / _CANCELLED).touch()
             process.end(folder)
 
     def collect(self, handle: JobHandle, into: Path) -> StudentRef:
@@ -133,7 +148,7 @@ class LocalBackend:
                                            hint="run again with --resubmit to train anew"))
         job = read_json(folder / "job.json")
         return StudentRef(self.name, "adapter", job["model"], ".", outcome["files"],
-                          {"rows": job["rows"], "seconds": outcome["seconds"]})
+                          {"revision": job["revision"], "rows": job["rows"], "seconds": outcome["seconds"]})
 
     def open(self, student: StudentRef, folder: Path, task: Task,
              how: EvaluateSpec) -> AbstractContextManager[Predictor]:
@@ -152,25 +167,8 @@ class LocalBackend:
 
     def _handle(self, token: str) -> JobHandle:
         folder = self._folder(token)
-        return JobHandle(self.name, token, token, "this machine", folder.stat().st_ctime,
-                         url=(folder / "trainer.log").as_uri() if folder.is_absolute() else None)
-
-    def _restart(self, folder: Path, events: tuple[JobEvent, ...], cursor: str | None) -> Snapshot:
-        """A trainer that died is started again: it goes on from its last checkpoint."""
-        if not (folder / "job.json").exists() or not (folder / "train.jsonl").exists():
-            return Snapshot("failed", "incomplete", "the job was killed before it was whole", events, cursor)
-        starts = folder / "restarts"
-        done = len(starts.read_text(encoding="utf-8").splitlines()) if starts.exists() else 0
-        if done >= self._settings.restarts:
-            message = f"the trainer died {done + 1} times; the end of its log: {_log_end(folder)}"
-            return Snapshot("failed", "died", message, events, cursor)
-        with starts.open("a", encoding="utf-8") as file:
-            file.write(f"{self._env.clock()}\n")
-        process.start(folder, offline=self._env.offline)
-        told = JobEvent(f"restart-{done + 1}", self._env.clock(), "the trainer died (killed, or out of "
-                        f"memory?): started again from its last checkpoint, {done + 1} of "
-                        f"{self._settings.restarts}", "warning")
-        return Snapshot("running", "restarted", "", (*events, told), cursor)
+        return JobHandle(self.name, token, token, "this machine", read_json(folder / "job.json")["created"],
+                         url=(folder / _LOG).absolute().as_uri())
 
 
 def _outcome(folder: Path) -> dict | None:
@@ -194,10 +192,8 @@ def _events(folder: Path, cursor: str | None) -> tuple[tuple[JobEvent, ...], str
 
 
 def _log_end(folder: Path) -> str:
-    path = folder / "trainer.log"
+    path = folder / _LOG
     if not path.exists():
         return "(empty)"
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return " | ".join(line.strip() for line in lines[-3:])[-500:] or "(empty)"
-
-

@@ -9,8 +9,8 @@ the plain computation, up to the order of additions:
 
 Only supervised positions go through the output head. In the second stage the rests of a micro-batch lie
 one behind the other without padding; attention alone looks at them row by row, in groups of rows of
-similar length. Prior art: DPO prefix sharing (arXiv 2410.20305), Prefix Grouper (2506.05433), tree
-training (2511.00413).
+similar length. Rows of several kinds are taken one kind after the other. Prior art: DPO prefix sharing
+(arXiv 2410.20305), Prefix Grouper (2506.05433), tree training (2511.00413).
 """
 
 from __future__ import annotations
@@ -18,39 +18,45 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from distillctl_local.data import Row
+from distillctl_local.data import Row, tokens_per_step
 from distillctl_local.models import ModelFacts
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
 WORTH_IT = 1.15  # expected ratio below which sharing is not worth its bookkeeping
+MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
 
 
-def why_not_shared(facts: ModelFacts, prefix: int, longest: int, dropout: float) -> str | None:
-    """Why sharing the prefix would be wrong for this model and data; None where it is exact."""
-    if prefix < 1:
-        return "the prompts do not begin alike"
+def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> str | None:
+    """Why sharing prefixes would be wrong for this model and data; None where it is exact."""
+    longest = max(len(row.ids) for row in rows)
     if dropout > 0:
         return f"LoRA dropout is {dropout:g}: every row would get the prefix's one mask"
     if facts.linear_attention:
         return f"{facts.family} has layers that keep a state instead of keys and values"
     if facts.sliding_window is not None and facts.sliding_window < longest:
         return f"{facts.family} sees {facts.sliding_window} tokens back, the longest row has {longest}"
+    if any(row.prefix > len(row.ids) - len(row.completion) - 1 for row in rows):
+        return "tokens that are learnt lie in the prefix"
+    if not any(row.prefix for row in rows):
+        return "the prompts do not begin alike"
     return None
 
 
-def expected_ratio(prefix: int, rest: float, batch: int) -> float:
-    """Tokens that the plain computation has for each token of the shared one."""
-    return batch * (prefix + rest) / (prefix + batch * rest)
+def expected_ratio(rows: Sequence[Row], batch_size: int) -> float:
+    """Tokens that a step computes without sharing, for each that it computes with it."""
+    whole = batch_size * sum(len(row.ids) - 1 for row in rows) / len(rows)
+    return whole / tokens_per_step(rows, batch_size)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,12 @@ class _Group:
     pad: torch.Tensor  # stream position of every padded place
     unpad: torch.Tensor  # padded place of every stream position
     unpad_inverse: torch.Tensor  # stream position of every padded place, one past the end for padding
-    future: torch.Tensor  # [width, width], minus infinity above the diagonal
+    future: torch.Tensor  # [width, width], the lowest number above the diagonal
+
+    def mask(self, prefix: int, repeat: int) -> torch.Tensor:
+        """What `repeat` heads over one key add to their scores: [repeat · width, prefix + width]."""
+        past = self.future.new_zeros(self.width, prefix)
+        return torch.cat([past, self.future], 1).repeat(repeat, 1)
 
 
 @dataclass(frozen=True)
@@ -108,39 +119,62 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
         k, v = (part.view(rows, width, kv_heads, dim).transpose(1, 2) for part in (k, v))
         k = torch.cat([prefix_key.expand(rows, -1, -1, -1), k], 2).reshape(rows * kv_heads, -1, dim)
         v = torch.cat([prefix_value.expand(rows, -1, -1, -1), v], 2).reshape(rows * kv_heads, -1, dim)
-        scores = torch.bmm(q * scaling, k.transpose(1, 2)).view(rows * kv_heads, repeat, width, -1)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        past, own = scores.split((length, width), -1)
-        scores = torch.cat([past, own + group.future], -1)
-        weights = torch.softmax(scores, -1).view(rows * kv_heads, repeat * width, -1)
-        out = torch.bmm(weights, v).view(rows, kv_heads, repeat, width, dim)
+        if softcap is None and (q.is_cuda or q[..., 0].numel() * k.shape[1] > MANY_SCORES):
+            out = scaled_dot_product_attention(q, k, v, group.mask(length, repeat), scale=scaling)
+        else:
+            out = _attend(q * scaling, k, v, group.future, softcap)
+        out = out.view(rows, kv_heads, repeat, width, dim)
         out = out.permute(0, 3, 1, 2, 4).reshape(rows * width, heads * dim)
         outputs.append(_Gather.apply(out, group.unpad, group.unpad_inverse))
     return torch.cat(outputs).view(1, -1, heads, dim), None
 
 
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Tensor,
+            softcap: float | None) -> torch.Tensor:
+    """Attention in plain products, which a CPU computes fastest on short rows. q: [n, repeat · width, dim],
+    scaled; k, v: [n, keys, dim], the last `width` of them the rows' own."""
+    width = len(future)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(len(q), -1, width, k.shape[1])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    past, own = scores.split((k.shape[1] - width, width), -1)
+    weights = torch.softmax(torch.cat([past, own + future], -1), -1)
+    return torch.bmm(weights.view(len(q), -1, k.shape[1]), v)
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
-def shared_step(model: PreTrainedModel, rows: Sequence[Row], prefix: int, micro_tokens: int) -> float:
-    """Gradients of the mean loss over the supervised tokens of one optimiser step; returns that loss.
+def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -> float:
+    """Add the gradients of one optimiser step to the parameters; returns its loss.
 
-    prefix: tokens that all rows begin with, none of them supervised. micro_tokens: most tokens of rests
-    in one micro-batch.
+    The loss is the mean over the step's supervised tokens. A row's `prefix` says what it shares; 0 computes
+    it whole. micro_tokens: most tokens computed at once beside a prefix.
     """
-    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     total = sum(len(row.completion) for row in rows)
-    ids = torch.tensor([rows[0].ids[:prefix]], device=model.device)
+    loss = 0.0
+    by_prefix = sorted(rows, key=lambda row: row.ids[:row.prefix])
+    for prefix, kind in groupby(by_prefix, key=lambda row: row.ids[:row.prefix]):
+        if prefix:
+            loss += _accumulate_shared(model, prefix, list(kind), total, micro_tokens)
+        else:
+            loss += _accumulate_whole(model, list(kind), total, micro_tokens)
+    return loss
+
+
+def _accumulate_shared(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[Row], total: int,
+                       micro_tokens: int) -> float:
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
+    ids = torch.tensor([prefix], device=model.device)
     cache = DynamicCache(config=model.config)
     with _attention_is(model, "eager"):
         _backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = [(layer.keys, layer.values) for layer in cache.layers]
     leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
     loss = 0.0
-    for batch in _micro_batches(rows, prefix, micro_tokens):
-        part = _rest_loss(model, batch, prefix, leaves) / total
+    for batch in _micro_batches(rows, micro_tokens):
+        part = _rest_loss(model, batch, leaves) / total
         part.backward()
         loss += part.item()
     torch.autograd.backward([part for pair in states for part in pair],
@@ -148,19 +182,18 @@ def shared_step(model: PreTrainedModel, rows: Sequence[Row], prefix: int, micro_
     return loss
 
 
-def plain_step(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -> float:
-    """The same gradients and loss without sharing: whole rows, right-padded, in micro-batches."""
-    total = sum(len(row.completion) for row in rows)
+def _accumulate_whole(model: PreTrainedModel, rows: Sequence[Row], total: int, micro_tokens: int) -> float:
+    """Whole rows, right-padded."""
     loss = 0.0
-    for batch in _micro_batches(rows, 0, micro_tokens):
-        width = max(len(row.ids) for row in batch)
+    for batch in _micro_batches(rows, micro_tokens):
+        width = max(row.rest for row in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros(len(batch), width, dtype=torch.long)
         places: list[int] = []
         for number, row in enumerate(batch):
-            ids[number, :len(row.ids)] = torch.tensor(row.ids)
-            mask[number, :len(row.ids)] = 1
-            end = number * width + len(row.ids) - 1
+            ids[number, :row.rest] = torch.tensor(row.ids[:-1])
+            mask[number, :row.rest] = 1
+            end = number * width + row.rest
             places += range(end - len(row.completion), end)
         hidden = _backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                                   use_cache=False).last_hidden_state
@@ -170,9 +203,9 @@ def plain_step(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -
     return loss
 
 
-def _rest_loss(model: PreTrainedModel, batch: Sequence[Row], prefix: int,
-               leaves: Sequence[KeyValue]) -> torch.Tensor:
-    rests = [row.ids[prefix:-1] for row in batch]  # the last token predicts nothing
+def _rest_loss(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValue]) -> torch.Tensor:
+    prefix = batch[0].prefix
+    rests = [row.ids[prefix:-1] for row in batch]
     device = model.device
     ids = torch.tensor([[token for rest in rests for token in rest]], device=device)
     positions = torch.cat([torch.arange(prefix, prefix + len(rest)) for rest in rests])[None].to(device)
@@ -220,17 +253,16 @@ def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) ->
         start += size
 
 
-def _micro_batches(rows: Sequence[Row], prefix: int, micro_tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, in batches of at most `micro_tokens` tokens beyond the prefix."""
+def _micro_batches(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
+    """Rows by length, in batches of at most `micro_tokens` tokens; a longer row is a batch of its own."""
     batch: list[Row] = []
     size = 0
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        length = len(row.ids) - prefix
-        if batch and size + length > micro_tokens:
+    for row in sorted(rows, key=lambda row: row.rest):
+        if batch and size + row.rest > micro_tokens:
             yield batch
             batch, size = [], 0
         batch.append(row)
-        size += length
+        size += row.rest
     yield batch
 
 

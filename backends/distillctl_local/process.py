@@ -12,24 +12,35 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+_RESTARTS = "restarts"
 # What a trainer needs from our environment; credentials are not among it.
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME",
-              "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DISTILLCTL_TESTING")
+              "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTP_PROXY",
+              "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "DISTILLCTL_TESTING", "DISTILLCTL_CRASH_AT")
+# Threads that wait asleep: where other programs want the same cores, a step takes a third of the time, and
+# where none does, as long as with threads that wait awake. One GPU: TRL refuses DataParallel.
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0",
+             "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start(folder: Path, *, offline: bool = False) -> bool:
+def start(folder: Path, *, again: bool = False, offline: bool = False) -> bool:
     """Start the trainer of a job folder, unless one is alive; returns whether it was started.
 
-    The lock is taken here and handed on with its file, so there is no moment without it.
+    The lock is taken here and handed on with its file, so there is no moment without it. again: it is
+    counted as a restart.
     """
     with _try_lock(folder) as lock:
         if lock is None:
             return False
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        if again:
+            with (folder / _RESTARTS).open("a", encoding="utf-8") as file:
+                file.write(f"{time.time()}\n")
+        environment = _DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with (folder / "trainer.log").open("ab") as log:
@@ -39,6 +50,12 @@ def start(folder: Path, *, offline: bool = False) -> bool:
                 start_new_session=True)
         (folder / "pid").write_text(str(process.pid), encoding="utf-8")
         return True
+
+
+def restarts(folder: Path) -> int:
+    """How often the trainer of a job folder was started again."""
+    path = folder / _RESTARTS
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def is_alive(folder: Path) -> bool:

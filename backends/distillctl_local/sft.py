@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
 from distillctl_local.data import Row
-from distillctl_local.prefix import plain_step, shared_step
+from distillctl_local.prefix import accumulate
 
 
-class StepTrainer(SFTTrainer):
-    """Takes rows that are tokenised already; `per_device_train_batch_size` is the whole optimiser step.
+class SharedPrefixTrainer(SFTTrainer):
+    """Trains on rows that are tokenised already; `per_device_train_batch_size` is the whole optimiser step.
 
-    prefix: tokens that all rows share, 0 to compute every row whole. Optimiser, schedule, clipping,
-    checkpoints and logging stay TRL's.
+    Optimiser, schedule, clipping, checkpoints and logging stay TRL's. micro_tokens: most tokens computed
+    at once; halved when the GPU's memory does not hold them, and `tell` says so.
     """
 
-    def __init__(self, *args: Any, prefix: int, micro_tokens: int, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=_rows, **kwargs)
-        self._prefix = prefix
-        self._micro_tokens = micro_tokens
+    def __init__(self, *args: Any, rows: Sequence[Row], micro_tokens: int,
+                 tell: Callable[[str], None], **kwargs: Any) -> None:
+        from datasets import Dataset
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any],
+        # TRL takes tokenised rows as they are; what it needs not know travels by number.
+        data = Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.ids for row in rows],
+                                  "number": range(len(rows))})
+        super().__init__(*args, train_dataset=data, data_collator=self._pick, **kwargs)
+        self._rows = rows
+        self._micro_tokens = micro_tokens
+        self._tell = tell
+
+    def _pick(self, features: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
+        return {"rows": [self._rows[feature["number"]] for feature in features]}
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, list[Row]],
                       num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one optimiser step; returns its loss."""
         model.train()
         base = self.accelerator.unwrap_model(model).get_base_model()
-        if self._prefix:
-            loss = shared_step(base, inputs["rows"], self._prefix, self._micro_tokens)
-        else:
-            loss = plain_step(base, inputs["rows"], self._micro_tokens)
-        return torch.tensor(loss, device=self.args.device)
-
-
-def _rows(features: Sequence[dict[str, list[int]]]) -> dict[str, list[Row]]:
-    return {"rows": [
-        Row(feature["input_ids"], [token for token in feature["labels"] if token != -100], "")
-        for feature in features]}
+        rows = inputs["rows"]
+        while True:
+            try:
+                loss = accumulate(base, rows, self._micro_tokens)
+                return torch.tensor(loss, device=self.args.device)
+            except torch.OutOfMemoryError:
+                if self._micro_tokens <= max(row.rest for row in rows):
+                    raise
+            model.zero_grad()
+            torch.cuda.empty_cache()
+            self._micro_tokens //= 2
+            self._tell(f"out of GPU memory: at most {self._micro_tokens} tokens at once from here on, the "
+                       "batch stays the same")

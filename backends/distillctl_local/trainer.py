@@ -15,16 +15,22 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from distillctl.errors import DistillctlError
-from distillctl.recipe.models import TrainSpec
+from distillctl.errors import DistillctlError, Problem, UsageError
+from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import digest_tree, sync_tree, write_json
+from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
+from distillctl_local import process
 from distillctl_local.settings import LocalSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from distillctl_local.data import Row
+    from distillctl_local.models import ModelFacts
 
 CHECKPOINTS = "checkpoints"
 WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
@@ -34,11 +40,16 @@ class Events:
     """The job's story, one JSON line an event, with a running number as its key."""
 
     def __init__(self, path: Path) -> None:
+        """Opens the story; the half line of a trainer that was killed is dropped."""
+        told = path.read_bytes() if path.exists() else b""
+        whole = told[:told.rfind(b"\n") + 1]
+        if whole != told:
+            os.truncate(path, len(whole))
         self._path = path
-        self._number = len(path.read_bytes().splitlines()) if path.exists() else 0
+        self._number = whole.count(b"\n")
 
     def tell(self, message: str, level: str = "info", **data: JSON) -> None:
-        """Append one event; whole lines only, so that a reader never sees half of one as whole."""
+        """Append one event."""
         self._number += 1
         line = json.dumps({"key": str(self._number), "time": time.time(), "level": level,
                            "message": message, "data": data})
@@ -66,18 +77,18 @@ def train(folder: Path, events: Events) -> None:
     spec = TrainSpec.model_validate(job["train"])
     settings = LocalSettings.model_validate(job["settings"])
     started = time.monotonic()
+    if restarts := process.restarts(folder):
+        events.tell("the trainer died (killed, or out of memory?) and was started again, "
+                    f"{restarts} of {settings.restarts}", "warning")
     events.tell("loading the model")
 
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    from distillctl_local import lora
-    from distillctl_local.data import encode_rows, shared_prefix
+    from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
     from distillctl_local.hardware import choose
     from distillctl_local.models import facts_of, load_base, load_tokenizer
-    from distillctl_local.prefix import expected_ratio, why_not_shared
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -87,13 +98,45 @@ def train(folder: Path, events: Events) -> None:
     model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager")
     facts = facts_of(model.config)
     rows = encode_rows(folder / "train.jsonl", Encoder(tokenizer), min(spec.max_length, facts.context))
-    prefix = shared_prefix(rows)
-    rest = sum(len(row.ids) for row in rows) / len(rows) - prefix
-    why = why_not_shared(facts, prefix, max(len(row.ids) for row in rows), spec.lora.dropout)
-    ratio = expected_ratio(prefix, rest, spec.batch_size) if not why else 1.0
-    if settings.shared_prefix == "off" or why or (settings.shared_prefix == "auto" and ratio < 1.15):
-        prefix = 0
-    events.tell(_method(prefix, ratio, why, settings))
+    rows, method = _share(rows, facts, spec, settings)
+    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
+    adapted = add_adapter(model, spec)
+    _fit(folder, events, adapted, tokenizer, rows, spec, settings)
+    _save(folder, adapted, job)
+    seconds = time.monotonic() - started
+    events.tell(f"trained in {seconds:.0f} s")
+    write_json(folder / "done.json",
+               {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
+
+
+def _share(rows: list[Row], facts: ModelFacts, spec: TrainSpec,
+           settings: LocalSettings) -> tuple[list[Row], str]:
+    """The rows with their shared prefixes, or without where that is wrong or not wanted; and which."""
+    from distillctl_local.data import share_prefixes
+    from distillctl_local.prefix import WORTH_IT, expected_ratio, why_not_shared
+
+    if settings.shared_prefix == "off":
+        return rows, "every row is computed whole: the shared prefix is switched off"
+    shared = share_prefixes(rows, spec.batch_size)
+    if why := why_not_shared(facts, shared, spec.lora.dropout):
+        if settings.shared_prefix == "on":
+            raise UsageError(Problem(f"a shared prefix is not possible: {why}",
+                                     field="backends.local.shared_prefix", value="on", hint="use auto"))
+        return rows, f"every row is computed whole: {why}"
+    ratio = expected_ratio(shared, spec.batch_size)
+    if settings.shared_prefix == "auto" and ratio < WORTH_IT:
+        return rows, "every row is computed whole: the prompts begin alike for too few tokens"
+    lengths = sorted({row.prefix for row in shared if row.prefix})
+    return shared, (f"prompts begin alike for {' or '.join(map(str, lengths))} tokens, computed once a step: "
+                    f"{ratio:.1f}× fewer tokens")
+
+
+def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
+    """The base model with a new LoRA adapter in fp32, computed in the base's precision. Sets the seed."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    from distillctl_local import lora
 
     set_seed(spec.seed)
     adapted = get_peft_model(model, LoraConfig(
@@ -104,43 +147,25 @@ def train(folder: Path, events: Events) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     lora.fuse(adapted)
-    _fit(folder, events, adapted, tokenizer, rows, prefix, spec, settings)
-    _save(folder, adapted, job)
-    seconds = time.monotonic() - started
-    events.tell(f"trained in {seconds:.0f} s")
-    result = folder / "result"
-    write_json(folder / "done.json", {"ok": True, "files": digest_tree(result), "seconds": seconds})
+    return adapted
 
 
-def _method(prefix: int, ratio: float, why: str | None, settings: LocalSettings) -> str:
-    if prefix:
-        return f"the prompts share {prefix} tokens, computed once a step: about {ratio:.1f}× fewer tokens"
-    if settings.shared_prefix == "off":
-        return "the shared prefix is switched off: every row is computed whole"
-    return f"every row is computed whole: {why or 'sharing the prefix would save too little'}"
-
-
-def _fit(folder: Path, events: Events, model: Any, tokenizer: Any, rows: list, prefix: int,
-         spec: TrainSpec, settings: LocalSettings) -> None:
-    from datasets import Dataset
+def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], spec: TrainSpec,
+         settings: LocalSettings) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig
 
-    from distillctl_local.sft import StepTrainer
+    from distillctl_local.sft import SharedPrefixTrainer
 
-    steps = spec.max_steps if spec.max_steps is not None else -1
     config = SFTConfig(
         output_dir=str(folder / CHECKPOINTS), per_device_train_batch_size=spec.batch_size,
-        num_train_epochs=float(spec.epochs or 1), max_steps=steps, learning_rate=spec.learning_rate,
-        lr_scheduler_type=_SCHEDULES[spec.schedule], warmup_steps=spec.warmup,
-        weight_decay=spec.weight_decay, max_grad_norm=1.0, seed=spec.seed, data_seed=spec.seed,
-        logging_steps=1, save_strategy="steps", save_steps=settings.checkpoint_steps, save_total_limit=2,
-        report_to="none", bf16=False, fp16=False, gradient_checkpointing=False, max_length=None,
-        dataloader_num_workers=0, remove_unused_columns=False, disable_tqdm=True,
+        num_train_epochs=float(spec.epochs or DEFAULT_EPOCHS), max_steps=spec.max_steps or -1,
+        learning_rate=spec.learning_rate, lr_scheduler_type=_SCHEDULES[spec.schedule],
+        warmup_steps=spec.warmup, weight_decay=spec.weight_decay, max_grad_norm=1.0, seed=spec.seed,
+        data_seed=spec.seed, logging_steps=1, save_strategy="steps", save_steps=settings.checkpoint_steps,
+        save_total_limit=2, report_to="none", bf16=False, fp16=False, gradient_checkpointing=False,
+        max_length=None, dataloader_num_workers=0, remove_unused_columns=False, disable_tqdm=True,
         use_cpu=model.device.type == "cpu")
-    data = Dataset.from_dict({
-        "input_ids": [row.ids for row in rows],
-        "labels": [[-100] * (len(row.ids) - len(row.completion)) + row.completion for row in rows]})
 
     class Tell(TrainerCallback):
         """Passes the training's progress on, and marks whole checkpoints."""
@@ -160,14 +185,18 @@ def _fit(folder: Path, events: Events, model: Any, tokenizer: Any, rows: list, p
         def on_save(self, args, state, control, **_) -> None:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             sync_tree(checkpoint)
+            crashpoint("before-checkpoint-mark")
             (checkpoint / WHOLE).touch()
+            crashpoint("after-checkpoint")
 
-    trainer = StepTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer,
-                          callbacks=[Tell()], prefix=prefix, micro_tokens=settings.micro_tokens)
+    trainer = SharedPrefixTrainer(
+        model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows,
+        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"))
     resume = _last_checkpoint(folder / CHECKPOINTS)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    crashpoint("after-training")
 
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -184,16 +213,19 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
-def _save(folder: Path, model: Any, job: dict[str, JSON]) -> None:
+def _save(folder: Path, model: PeftModel, job: dict[str, JSON]) -> None:
     """The adapter as PEFT reads it, without paths of this machine and the same bytes for the same run."""
+    from distillctl_local.models import HUB_ID
+
     partial = folder / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, safe_serialization=True)
     (partial / "README.md").unlink(missing_ok=True)
     config = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = job["model"]
+    if not HUB_ID.fullmatch(config["base_model_name_or_path"]):
+        config["base_model_name_or_path"] = Path(job["model"]).name
     config["revision"] = job["revision"]
-    if isinstance(config.get("target_modules"), list):
+    if isinstance(config["target_modules"], list):  # a set until it was written
         config["target_modules"].sort()
     write_json(partial / "adapter_config.json", config)
     sync_tree(partial)
