@@ -16,6 +16,7 @@ from tests.support.paired import bonett_price, newcombe
 CAVO = (59, 6, 16, 80)
 BENTUR = (1, 1, 7, 12)
 
+quick = settings(deadline=None, max_examples=60)
 pairs = st.integers(1, 400).flatmap(lambda n: st.integers(0, n).flatmap(
     lambda n10: st.tuples(st.just(n10), st.integers(0, n - n10), st.just(n))))
 
@@ -32,6 +33,7 @@ class TestOneShare:
     def test_clopper_pearson_is_as_published(self, k, n, low, high):
         assert stats.clopper_pearson(k, n) == pytest.approx((low, high), abs=5e-5)
 
+    @quick
     @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
            st.sampled_from([0.8, 0.95, 0.99]))
     def test_both_agree_with_scipy(self, counts, level):
@@ -42,6 +44,7 @@ class TestOneShare:
         assert stats.clopper_pearson(k, n, level) == pytest.approx(
             tuple(result.proportion_ci(level, "exact")), abs=1e-9)
 
+    @quick
     @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
     def test_wilson_holds_the_share_has_width_and_mirrors(self, counts):
         k, n = counts
@@ -86,7 +89,7 @@ class TestPairedDifference:
         assert 0 < 1 - low < 2
         assert stats.tango(0, n, n) == pytest.approx((-1, -low))
 
-    @settings(max_examples=60)
+    @quick
     @given(pairs)
     def test_holds_the_estimate_stays_in_range_and_mirrors(self, counts):
         n10, n01, n = counts
@@ -95,7 +98,7 @@ class TestPairedDifference:
         assert high - low > 1e-6
         assert stats.tango(n01, n10, n) == pytest.approx((-high, -low), abs=1e-9)
 
-    @settings(max_examples=60)
+    @quick
     @given(pairs)
     def test_its_bounds_are_where_the_score_statistic_is_z(self, counts):
         n10, n01, n = counts
@@ -106,14 +109,14 @@ class TestPairedDifference:
         if high < 1:
             assert statistic(high) == pytest.approx(-stats.z_value(), abs=1e-5)
 
-    @settings(max_examples=60)
+    @quick
     @given(pairs)
     def test_the_score_statistic_falls(self, counts):
         n10, n01, n = counts
         values = stats._tango_statistic(np.linspace(-0.999, 0.999, 400), n10, n01, n)
         assert (np.diff(values) <= 1e-6).all()
 
-    @settings(max_examples=40)
+    @quick
     @given(pairs)
     def test_more_confidence_is_wider(self, counts):
         narrow, wide = stats.tango(*counts, level=0.8), stats.tango(*counts, level=0.99)
@@ -133,6 +136,7 @@ class TestMcNemar:
         assert stats.mcnemar_exact(n10, n01) == pytest.approx(exact, abs=5e-7)
         assert stats.mcnemar_mid_p(n10, n01) == pytest.approx(mid, abs=5e-7)
 
+    @quick
     @given(st.integers(0, 500), st.integers(0, 500))
     def test_agrees_with_the_binomial_test_and_is_above_mid_p(self, n10, n01):
         exact = stats.mcnemar_exact(n10, n01)
@@ -149,6 +153,7 @@ class TestHolm:
     def test_nothing_to_adjust(self):
         assert stats.holm([]) == []
 
+    @quick
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
     def test_never_lowers_keeps_order_and_stays_a_probability(self, p):
         adjusted = stats.holm(p)
@@ -173,6 +178,7 @@ class TestQuantile:
         below = scipy_stats.binom(n, q).cdf
         assert below(high - 1) - below(low - 1) >= 0.95
 
+    @quick
     @given(st.lists(st.floats(0, 1e3), min_size=6, max_size=80))
     def test_holds_the_median(self, values):
         low, high = stats.quantile_interval(values, 0.5)
