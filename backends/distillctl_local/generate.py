@@ -1,15 +1,16 @@
 """Greedy answers in batches, on a shared prefix; free, or held to a JSON schema.
 
 A schema's grammar is llguidance's (github.com/guidance-ai/llguidance): at every step only tokens remain
-that some valid answer goes on with, and the end token only where the answer is complete. The separators
-are those of the training answers.
+that some valid answer goes on with, and the end token only where the answer is complete. What the schema
+leaves no choice in (names, quotes, separators) is not asked of the model token by token: it joins the next
+pass. Separators are those of the training answers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,19 +18,47 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Finish
-from distillctl_local.prompts import Prefix, Prefixes, by_length, pad_rests
+from distillctl_local.models import facts_of
+from distillctl_local.prompts import Prefixes, by_length
+from distillctl_local.stream import Rows, why_not_streamed
 
 ROWS = 64
-TOKENS = 8192  # most padded tokens in the first pass
+TOKENS = 8192  # most tokens in the first pass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Generated:
-    """One answer: its tokens without the end token, why it ended, and how many tokens were generated."""
+    """One answer: its tokens without the end token, and why it ended. limit: most tokens."""
 
-    ids: list[int]
-    finish: Finish
-    tokens: int
+    limit: int
+    matcher: Any = None  # where a grammar holds the answer
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "length"
+
+    def begin(self) -> list[int]:
+        """The tokens that every answer begins with."""
+        return self._add([])
+
+    def take(self, token: int, stops: frozenset[int]) -> list[int]:
+        """Add the model's next token; returns the tokens that the model is to read before the one after,
+        empty where the answer has ended."""
+        if token in stops:
+            self.finish = "stop"
+            return []
+        if self.matcher is not None and not self.matcher.consume_token(token):
+            raise RuntimeError(f"the grammar engine failed: {self.matcher.get_error()}")
+        return self._add([token])
+
+    def _add(self, tokens: list[int]) -> list[int]:
+        if self.matcher is not None and (forced := self.matcher.compute_ff_tokens()):
+            self.matcher.consume_tokens(forced)
+            tokens = [*tokens, *forced]
+        self.ids += tokens
+        complete = self.matcher is not None and self.matcher.is_stopped()  # nothing but the end can follow
+        if complete and len(self.ids) <= self.limit:
+            self.finish = "stop"
+        del self.ids[self.limit:]
+        return [] if complete or len(self.ids) == self.limit else tokens
 
 
 class Grammar:
@@ -55,16 +84,25 @@ class Grammar:
         """A matcher at the beginning of an answer."""
         return self._start.deep_copy()
 
+    @staticmethod
+    def mask(logits: torch.Tensor, matchers: Sequence[Any]) -> None:
+        """Put the logits [rows, vocabulary] of tokens that the rows' grammars do not allow at -infinity."""
+        rows = [torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
+                for matcher in matchers]
+        forbidden = torch.stack(rows) == 0
+        logits[:, :forbidden.shape[1]].masked_fill_(forbidden.to(logits.device), float("-inf"))
+        logits[:, forbidden.shape[1]:] = float("-inf")
+
 
 class Generator:
     """Answers with one model. stops: tokens that end an answer."""
 
-    def __init__(self, model: PreTrainedModel, stops: Sequence[int], grammar: Grammar | None = None,
-                 prefixes: Prefixes | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, stops: Sequence[int], grammar: Grammar | None = None) -> None:
         self._model = model
         self._stops = frozenset(stops)
         self._grammar = grammar
-        self._prefixes = prefixes or Prefixes(model)
+        self._prefixes = Prefixes(model)
+        self._facts = facts_of(model.config)
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Generated]:
@@ -72,56 +110,47 @@ class Generator:
 
         limits: most tokens of each answer.
         """
-        answers: dict[int, Generated] = {}
+        answers = [Generated(limit, self._grammar and self._grammar.matcher()) for limit in limits]
+        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+        if why_not_streamed(self._facts, longest):
+            for prompt, answer in zip(prompts, answers, strict=True):
+                self._run([prompt], [answer], WholeRow(self._model))
+            return answers
         for prefix, numbers in self._prefixes.split(prompts):
-            for batch in by_length(prompts, numbers, len(prefix), ROWS, TOKENS):
-                found = self._batch([prompts[number] for number in batch],
-                                    [limits[number] for number in batch], prefix)
-                answers.update(zip(batch, found, strict=True))
-        return [answers[number] for number in range(len(prompts))]
+            for batch in by_length(prompts, numbers, -len(prefix), ROWS, TOKENS):
+                self._run([prompts[number][len(prefix):] for number in batch],
+                          [answers[number] for number in batch], Rows(self._model, prefix, len(batch)))
+        return answers
 
-    def _batch(self, prompts: Sequence[Sequence[int]], limits: Sequence[int],
-               prefix: Prefix) -> list[Generated]:
-        device = self._model.device
-        rests = pad_rests(prompts, len(prefix), device)
-        running = list(range(len(prompts)))
-        outputs: list[list[int]] = [[] for _ in prompts]
-        finishes: list[Finish] = ["length"] * len(prompts)
-        matchers = [self._grammar.matcher() for _ in prompts] if self._grammar else None
-        cache = prefix.cache(len(prompts)) if len(prefix) else DynamicCache()
-        ids, positions = rests.ids, rests.positions
-        mask = torch.cat([rests.real.new_ones(len(prompts), len(prefix)), rests.real], 1).long()
-        while running:
-            logits = self._model(input_ids=ids, attention_mask=mask, position_ids=positions,
-                                 past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            if matchers:
-                for row, number in enumerate(running):
-                    allowed = torch.frombuffer(bytearray(matchers[number].compute_logit_bias()), dtype=torch.uint8)
-                    logits[row, :len(allowed)].masked_fill_(allowed.to(device) == 0, float("-inf"))
-            chosen = logits.argmax(-1).tolist()
-            kept = []
-            for row, (number, token) in enumerate(zip(running, chosen, strict=True)):
-                if token in self._stops:
-                    finishes[number] = "stop"
-                    continue
-                outputs[number].append(token)
-                if matchers:
-                    matchers[number].consume_token(token)
-                    if matchers[number].is_stopped():  # nothing can follow but the end
-                        finishes[number] = "stop"
-                        continue
-                if len(outputs[number]) < limits[number]:
-                    kept.append(row)
-            if len(kept) < len(running):
-                if not kept:
-                    break
-                rows = torch.tensor(kept, device=device)
-                cache.batch_select_indices(rows)
-                mask, positions = mask[rows], positions[rows]
-                running = [running[row] for row in kept]
-                chosen = [chosen[row] for row in kept]
-            ids = torch.tensor(chosen, device=device)[:, None]
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(running), 1)], 1)
-        return [Generated(output, finish, len(output) + (finish == "stop"))
-                for output, finish in zip(outputs, finishes, strict=True)]
+    def _run(self, prompts: Sequence[Sequence[int]], answers: list[Generated], rows: Rows | WholeRow) -> None:
+        chunks = [[*prompt, *answer.begin()] for prompt, answer in zip(prompts, answers, strict=True)]
+        while any(chunks):
+            logits = rows.extend(chunks)[:, -1]
+            live = [row for row, chunk in enumerate(chunks) if chunk]
+            if self._grammar:
+                self._grammar.mask(logits, [answers[row].matcher for row in live])
+            for row, token in zip(live, logits.argmax(-1).tolist(), strict=True):
+                chunks[row] = answers[row].take(token, self._stops)
+            live = [row for row in live if chunks[row]]
+            if live and 2 * len(live) <= len(rows):  # ended rows cost little until they are the most
+                rows.select(live)
+                chunks, answers = [chunks[row] for row in live], [answers[row] for row in live]
+
+
+class WholeRow:
+    """One row by itself with transformers' own cache: for models whose state cannot be shared."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+
+    def __len__(self) -> int:
+        return 1
+
+    def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As `Rows.extend`, for one chunk."""
+        return self._model(input_ids=torch.tensor(chunks, device=self._model.device), use_cache=True,
+                           past_key_values=self._cache, logits_to_keep=1).logits.float()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """There is one row, and it stays."""

@@ -21,7 +21,6 @@ from distillctl_local.encode import Encoder
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 CANARY: list[Message] = [{"role": "user", "content": "Say which of two roads is the shorter one, and why."}]
@@ -99,7 +98,8 @@ class LocalPredictor:
         for answer in self._generator.answer(prompts, limits) if prompts else ():
             text = self._encoder.tokenizer.decode(answer.ids, skip_special_tokens=True)
             finish = "empty" if answer.finish == "stop" and not text.strip() else answer.finish
-            found.append({"output": text, "finish": finish, "tokens_out": answer.tokens})
+            found.append({"output": text, "finish": finish,
+                          "tokens_out": len(answer.ids) + (answer.finish == "stop")})
         return found
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distillctl_local.models import facts_of
-from distillctl_local.prompts import Prefix, Prefixes, by_length, pad_rests
+from distillctl_local.prompts import Prefixes, by_length
+from distillctl_local.stream import Prefix, Rows, Tail, why_not_streamed
 
-TOKENS = 8192  # most padded tokens in one pass
+TOKENS = 8192  # most tokens in one pass
 LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
 
 
@@ -24,114 +25,74 @@ LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
 class Trie:
     """The inner nodes of a label set's answers, and the edges out of them.
 
-    tokens, parents: of each inner node but the root; a parent of -1 is the root (the prompt's end).
-    edge_nodes, edge_tokens: an edge leaves node `edge_nodes` (0 is the root) with a token.
-    paths: for each label, its edges.
+    tail: the inner nodes but the root. edge_nodes, edge_tokens: an edge leaves node `edge_nodes` (0 is the
+    root, the prompt's end) with a token. paths: [labels, edges], 1 where an edge is on a label's path.
     """
 
-    tokens: list[int]
-    parents: list[int]
+    tail: Tail
     edge_nodes: list[int]
     edge_tokens: list[int]
-    paths: list[list[int]]
+    paths: torch.Tensor
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes have edges, the root among them."""
+        return len(self.tail.ids) + 1
 
 
 def build_trie(answers: Sequence[Sequence[int]]) -> Trie:
-    """The trie of token sequences, each closed by the end token."""
-    trie = Trie([], [], [], [], [])
-    nodes: dict[tuple[int, ...], int] = {(): 0}
-    edges: dict[tuple[int, ...], int] = {}
-    for answer in answers:
-        path = []
-        for length in range(1, len(answer) + 1):
-            before, upto = tuple(answer[:length - 1]), tuple(answer[:length])
-            if upto not in edges:
-                edges[upto] = len(trie.edge_nodes)
-                trie.edge_nodes.append(nodes[before])
-                trie.edge_tokens.append(answer[length - 1])
-                if length < len(answer):
-                    nodes[upto] = len(trie.tokens) + 1
-                    trie.tokens.append(answer[length - 1])
-                    trie.parents.append(nodes[before] - 1)
-            path.append(edges[upto])
-        trie.paths.append(path)
-    return trie
+    """The trie of token sequences, none of them the beginning of another: each is closed by the end token.
+    Raises ValueError for two alike."""
+    if len({tuple(answer) for answer in answers}) < len(answers):
+        raise ValueError("two labels have the same tokens")
+    inner = sorted({tuple(answer[:length]) for answer in answers for length in range(len(answer))},
+                   key=lambda node: (len(node), node))
+    nodes = {node: number for number, node in enumerate(inner)}
+    edges = sorted({tuple(answer[:length + 1]) for answer in answers for length in range(len(answer))})
+    numbers = {edge: number for number, edge in enumerate(edges)}
+    sees = torch.tensor([[later[:len(one)] == one for one in inner[1:]] for later in inner[1:]],
+                        dtype=torch.bool).view(len(inner) - 1, len(inner) - 1)
+    paths = torch.zeros(len(answers), len(edges))
+    for label, answer in enumerate(answers):
+        for length in range(len(answer)):
+            paths[label, numbers[tuple(answer[:length + 1])]] = 1.0
+    return Trie(Tail([node[-1] for node in inner[1:]], [len(node) for node in inner[1:]], sees),
+                [nodes[edge[:-1]] for edge in edges], [edge[-1] for edge in edges], paths)
 
 
 class LabelScorer:
-    """Scores one label set with one model."""
+    """Scores one label set with one model. answers: each label's tokens with the end token."""
 
-    def __init__(self, model: PreTrainedModel, answers: Sequence[Sequence[int]],
-                 prefixes: Prefixes | None = None) -> None:
-        """answers: each label's tokens with the end token; no two alike."""
-        if len({tuple(answer) for answer in answers}) < len(answers):
-            raise ValueError("two labels have the same tokens")
+    def __init__(self, model: PreTrainedModel, answers: Sequence[Sequence[int]]) -> None:
         self._model = model
         self._answers = [list(answer) for answer in answers]
         self._trie = build_trie(answers)
-        self._prefixes = prefixes or Prefixes(model)
+        self._prefixes = Prefixes(model)
         self._facts = facts_of(model.config)
-        device = model.device
-        self._depths = torch.tensor(_depths(self._trie.parents), dtype=torch.long, device=device)
-        self._tokens = torch.tensor(self._trie.tokens, dtype=torch.long, device=device)
-        self._sees = _sees(self._trie.parents).to(device)
-        self._paths = torch.zeros(len(answers), len(self._trie.edge_nodes), device=device)
-        for label, path in enumerate(self._trie.paths):
-            self._paths[label, path] = 1.0
 
-    @torch.inference_mode()
-    def log_probabilities(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def log_probabilities(self, prompts: Sequence[list[int]]) -> torch.Tensor:
         """Natural-log probability of each label, [prompts, labels] on the CPU, normalised over the
         labels. prompts: token ids."""
+        longest = max(map(len, prompts)) + max(self._trie.tail.depths, default=0)
+        if why_not_streamed(self._facts, longest):
+            found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
+            return found.log_softmax(-1).cpu()
         scores = torch.empty(len(prompts), len(self._answers))
+        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
         for prefix, numbers in self._prefixes.split(prompts):
-            rows = max(1, LOGITS // ((len(self._trie.tokens) + 1) * self._facts.vocab))
-            for batch in by_length(prompts, numbers, len(prefix) - len(self._trie.tokens), rows, TOKENS):
-                these = [prompts[number] for number in batch]
-                if self._exact(these):
-                    found = self._score(these, prefix)
-                else:
-                    found = torch.stack([plain_scores(self._model, one, self._answers) for one in these])
-                scores[batch] = found.cpu()
+            extra = self._trie.nodes - 1 - len(prefix)
+            for batch in by_length(prompts, numbers, extra, rows, TOKENS):
+                scores[batch] = self._score([prompts[number] for number in batch], prefix).cpu()
         return scores.log_softmax(-1)
 
-    def _exact(self, prompts: Sequence[Sequence[int]]) -> bool:
-        window = self._facts.sliding_window
-        longest = max(map(len, prompts)) + len(self._trie.tokens)
-        return not self._facts.linear_attention and (window is None or longest < window)
-
-    def _score(self, prompts: Sequence[Sequence[int]], prefix: Prefix) -> torch.Tensor:
+    @torch.inference_mode()
+    def _score(self, prompts: Sequence[list[int]], prefix: Prefix) -> torch.Tensor:
         """Log probability of each label's answer, [prompts, labels]."""
-        rests = pad_rests(prompts, len(prefix), self._model.device)
-        rows, nodes = len(prompts), len(self._trie.tokens)
-        ids = torch.cat([rests.ids, self._tokens.expand(rows, -1)], 1)
-        ends = rests.positions[:, -1:]
-        positions = torch.cat([rests.positions, ends + self._depths], 1)
-        logits = self._model(
-            input_ids=ids, position_ids=positions, attention_mask=self._mask(rests.real, len(prefix)),
-            past_key_values=prefix.cache(rows) if len(prefix) else DynamicCache(), use_cache=True,
-            logits_to_keep=nodes + 1).logits.float()
-        total = logits.logsumexp(-1)
-        edge_nodes, edge_tokens = self._trie.edge_nodes, self._trie.edge_tokens
-        edges = logits[:, edge_nodes, edge_tokens] - total[:, edge_nodes]
-        return edges @ self._paths.t()
-
-    def _mask(self, real: torch.Tensor, prefix: int) -> torch.Tensor:
-        """What each position sees, [rows, 1, rest + nodes, prefix + rest + nodes], added to its scores."""
-        rows, width = real.shape
-        nodes = len(self._trie.tokens)
-        size = width + nodes
-        sees = torch.zeros(rows, size, prefix + size, dtype=torch.bool, device=real.device)
-        sees[:, :, :prefix] = True
-        causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
-        sees[:, :width, prefix:prefix + width] = causal & real[:, None, :]
-        sees[:, width:, prefix:prefix + width] = real[:, None, :]
-        sees[:, width:, prefix + width:] = self._sees
-        own = torch.arange(width, device=real.device)
-        sees[:, own, prefix + own] = True  # padding sees itself, so that no row of the softmax is empty
-        dtype = self._model.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=real.device)
-        return mask.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+        trie = self._trie
+        logits = Rows(self._model, prefix, len(prompts)).extend(
+            [prompt[len(prefix):] for prompt in prompts], keep=trie.nodes, tail=trie.tail)
+        edges = logits[:, trie.edge_nodes, trie.edge_tokens] - logits.logsumexp(-1)[:, trie.edge_nodes]
+        return edges @ trie.paths.t().to(edges.device)
 
 
 @torch.inference_mode()
@@ -144,19 +105,3 @@ def plain_scores(model: PreTrainedModel, prompt: Sequence[int],
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0].float()
         found.append(logits.log_softmax(-1)[range(len(answer)), list(answer)].sum())
     return torch.stack(found)
-
-
-def _depths(parents: Sequence[int]) -> list[int]:
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
-    return depths
-
-
-def _sees(parents: Sequence[int]) -> torch.Tensor:
-    """Which nodes each node sees, [nodes, nodes]: its ancestors and itself."""
-    sees = torch.eye(len(parents), dtype=torch.bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            sees[node] |= sees[parent]
-    return sees

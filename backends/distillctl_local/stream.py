@@ -1,47 +1,77 @@
 """Forward passes over many rows behind one shared prefix, without padding and without gradients.
 
-What all prompts begin with is computed once; its keys and values serve every later pass. The rests of a
-batch lie one behind the other in a single row, so that the linear layers see no padding; attention alone
-looks at them row by row, in groups of similar length. Nothing copies the prefix per row: one product
-serves all of them (as in Hydragen, arXiv 2402.05099). The results are the plain computation's up to the
-order of additions.
+The new tokens of all rows lie one behind the other in a single row, so that the linear layers see no
+padding; attention alone looks at them row by row. The prefix's keys and values are not copied: one product
+serves every row (as in Hydragen, arXiv 2402.05099). The results are the plain computation's up to the order
+of additions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from distillctl_local.models import ModelFacts
 
 NAME = "distillctl_stream"
 GROUP = 16  # rows that attention pads to one length
+SCORES = 2**25  # attention scores at once, 128 MiB in fp32
+GROWTH = 64  # tokens that a row's state grows by
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [kv heads, tokens, head dim]
 
 
-@dataclass(frozen=True)
+def why_not_streamed(facts: ModelFacts, longest: int) -> str | None:
+    """Why rows of `longest` tokens cannot be computed so by this model; None where it is exact."""
+    if facts.linear_attention:
+        return f"{facts.family} has layers that keep a state instead of keys and values"
+    if facts.sliding_window is not None and facts.sliding_window < longest:
+        return f"{facts.family} sees {facts.sliding_window} tokens back, the longest row has {longest}"
+    return None
+
+
+@dataclass
 class Prefix:
-    """Tokens with their keys and values, a pair a layer of [kv heads, tokens, head dim]."""
+    """Tokens with their keys and values, a pair a layer."""
 
-    tokens: list[int]
-    states: list[tuple[torch.Tensor, torch.Tensor]]
+    ids: list[int]
+    states: list[KeyValue]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def cut(self, length: int) -> Prefix:
         """The first `length` tokens: what comes later does not change them."""
-        return Prefix(self.tokens[:length], [(k[:, :length], v[:, :length]) for k, v in self.states])
+        return Prefix(self.ids[:length], [(keys[:, :length].contiguous(), values[:, :length].contiguous())
+                                          for keys, values in self.states])
+
+
+NO_PREFIX = Prefix([], [])
+
+
+@torch.inference_mode()
+def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
+    """The prefix with its keys and values."""
+    cache = DynamicCache()
+    model(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True,
+          logits_to_keep=1)
+    return Prefix(list(ids), [(layer.keys[0], layer.values[0]) for layer in cache.layers])
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Tokens after a row's end that branch: each sees the row and its own ancestors.
+    """Tokens behind every row that branch: each sees the row and its own ancestors.
 
-    depths: distance from the row's end, from 0. sees: [tokens, tokens], whether one sees the other.
+    depths: distance from the row's end, from 1. sees: [tokens, tokens], whether one sees the other.
     """
 
-    tokens: list[int]
+    ids: list[int]
     depths: list[int]
     sees: torch.Tensor
 
@@ -51,13 +81,19 @@ NO_TAIL = Tail([], [], torch.ones(0, 0, dtype=torch.bool))
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows `start` to `stop` of the stream. pad: stream position of every place of [rows, width]; unpad:
-    the place of every stream position; hidden: [rows, 1, width, width], what a place does not see."""
+    """Rows `first` to `last`, at `start` to `stop` of the stream, each padded to `width` new tokens.
 
+    pad: stream position of every place of [rows, width]; unpad: the place of every stream position; keys:
+    how many of a row's keys are looked at; hidden: [rows, 1, width, keys], which of them a place must not
+    see.
+    """
+
+    first: int
+    last: int
     start: int
     stop: int
-    rows: int
     width: int
+    keys: int
     pad: torch.Tensor
     unpad: torch.Tensor
     hidden: torch.Tensor
@@ -65,117 +101,151 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Layout:
-    prefix: Prefix | None
+    rows: Rows
     groups: list[_Group]
-    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # filled with each layer's keys and values
+    places: torch.Tensor  # where each new token's keys and values go in [rows · capacity]
 
 
-@dataclass(frozen=True)
-class Output:
-    """logits: [kept positions, vocabulary], fp32. states: keys and values of the stream, where asked for."""
+class Rows:
+    """Rows behind one prefix that grow: each pass adds tokens to some or all of them."""
 
-    logits: torch.Tensor
-    states: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    def __init__(self, model: PreTrainedModel, prefix: Prefix, rows: int) -> None:
+        self.prefix = prefix
+        self.capacity = 0
+        self.states: dict[int, KeyValue] = {}  # by layer, each [kv heads, rows · capacity, head dim]
+        self._model = model
+        self._lengths = [0] * rows
 
+    def __len__(self) -> int:
+        return len(self._lengths)
 
-def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
-    """The prefix with its keys and values."""
-    output = forward(model, None, [tokens], keep=[0], states=True)
-    return Prefix(list(tokens), output.states)
+    @torch.inference_mode()
+    def extend(self, chunks: Sequence[Sequence[int]], *, keep: int = 1, tail: Tail = NO_TAIL) -> torch.Tensor:
+        """Add a chunk to every row; an empty one leaves its row as it is.
 
+        Returns the logits after the last `keep` tokens of each chunk that is not empty (the tail's tokens
+        count): [chunks, keep, vocabulary], fp32.
+        """
+        chunks = [[*chunk, *tail.ids] if chunk else [] for chunk in chunks]
+        sizes = [len(chunk) for chunk in chunks]
+        self._reserve(max(length + size for length, size in zip(self._lengths, sizes, strict=True)))
+        device = self._model.device
+        ids, positions, places, kept = [], [], [], []
+        for row, (chunk, length) in enumerate(zip(chunks, self._lengths, strict=True)):
+            end = length + len(chunk) - len(tail.ids)
+            ids += chunk
+            places += range(row * self.capacity + length, row * self.capacity + length + len(chunk))
+            if chunk:
+                positions += range(len(self.prefix) + length, len(self.prefix) + end)
+                positions += [len(self.prefix) + end - 1 + depth for depth in tail.depths]
+                kept += range(len(ids) - keep, len(ids))
+        layout = _Layout(self, list(self._groups(sizes, tail)), torch.tensor(places, device=device))
+        with _attention_is(self._model, NAME):
+            logits = self._model(
+                input_ids=torch.tensor([ids], device=device), use_cache=False,
+                position_ids=torch.tensor([positions], device=device),
+                attention_mask=torch.zeros(1, 1, 1, 1, dtype=self._model.dtype, device=device),  # unused
+                logits_to_keep=torch.tensor(kept, device=device), stream=layout).logits
+        self._lengths = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
+        return logits[0].float().view(-1, keep, logits.shape[-1])
 
-def forward(model: PreTrainedModel, prefix: Prefix | None, rows: Sequence[Sequence[int]], *,
-            keep: Sequence[int], tail: Tail = NO_TAIL, states: bool = False) -> Output:
-    """One pass over `rows`, the parts of the prompts behind `prefix`, each followed by `tail`.
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows."""
+        index = torch.tensor(rows, device=self._model.device)
+        for layer, pair in self.states.items():
+            self.states[layer] = tuple(
+                part.view(part.shape[0], len(self), -1, part.shape[-1]).index_select(1, index).flatten(1, 2)
+                for part in pair)
+        self._lengths = [self._lengths[row] for row in rows]
 
-    keep: the stream's positions whose logits are wanted; row i starts at the summed lengths, tails
-    included, of the rows before it.
-    """
-    device = model.device
-    start = len(prefix.tokens) if prefix else 0
-    ids, positions = [], []
-    for row in rows:
-        ids += [*row, *tail.tokens]
-        positions += range(start, start + len(row))
-        positions += [start + len(row) + depth for depth in tail.depths]
-    layout = _Layout(prefix, list(_groups([len(row) for row in rows], tail, device)), [] if states else None)
-    with torch.inference_mode(), _attention_is(model, NAME):
-        logits = model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device), use_cache=False,
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=device),  # ours stays ours
-            logits_to_keep=torch.tensor(keep, device=device), stream=layout).logits
-    return Output(logits[0].float(), layout.kept or [])
+    def _reserve(self, tokens: int) -> None:
+        if tokens <= self.capacity:
+            return
+        before, self.capacity = self.capacity, tokens + (GROWTH if self.capacity else 0)
+        for layer, pair in self.states.items():
+            grown = []
+            for part in pair:
+                new = part.new_zeros(part.shape[0], len(self), self.capacity, part.shape[-1])
+                new[:, :, :before] = part.view(part.shape[0], len(self), before, -1)
+                grown.append(new.flatten(1, 2))
+            self.states[layer] = tuple(grown)
 
-
-def _groups(lengths: Sequence[int], tail: Tail, device: torch.device) -> Iterator[_Group]:
-    extra = len(tail.tokens)
-    start = 0
-    for first in range(0, len(lengths), GROUP):
-        part = [length + extra for length in lengths[first:first + GROUP]]
-        rows, width, size = len(part), max(part), sum(part)
-        sizes = torch.tensor(part)[:, None]
-        columns = torch.arange(width)[None]
-        real = columns < sizes
-        begins = torch.cumsum(sizes, 0) - sizes
-        sees = torch.ones(width, width, dtype=torch.bool).tril().repeat(rows, 1, 1)
-        for row, length in enumerate(part):
-            sees[row, length - extra:length, length - extra:length] = tail.sees
-        yield _Group(
-            start, start + size, rows, width, torch.where(real, begins + columns, 0).flatten().to(device),
-            real.flatten().nonzero()[:, 0].to(device), ~sees[:, None].to(device))
-        start += size
+    def _groups(self, sizes: Sequence[int], tail: Tail) -> Iterator[_Group]:
+        """Rows side by side while they are padded alike and their scores fit."""
+        device = self._model.device
+        ends = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
+        heads = self._model.config.get_text_config().num_attention_heads
+        cost = heads * max(sizes) * (len(self.prefix) + max(ends))
+        rows = min(GROUP if not any(self._lengths) else len(self), max(1, SCORES // cost))
+        start = 0
+        for first in range(0, len(self), rows):
+            last = min(first + rows, len(self))
+            width, keys = max(sizes[first:last]), max(ends[first:last])
+            size = torch.tensor(sizes[first:last])[:, None]
+            length = torch.tensor(self._lengths[first:last])[:, None]
+            column = torch.arange(width)[None]
+            real = column < size
+            offset = torch.cumsum(size, 0) - size
+            hidden = torch.arange(keys)[None, None] > (length + column)[:, :, None]
+            if tail.ids:
+                for row, end in enumerate(ends[first:last]):
+                    begin = end - len(tail.ids)
+                    old = self._lengths[first + row]
+                    hidden[row, begin - old:end - old, begin:end] = ~tail.sees
+            stop = start + sum(sizes[first:last])
+            if stop > start:
+                yield _Group(first, last, start, stop, width, keys,
+                             torch.where(real, offset + column, 0).flatten().to(device),
+                             real.flatten().nonzero()[:, 0].to(device), hidden[:, None].to(device))
+            start = stop
 
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                mask: torch.Tensor | None, scaling: float | None = None, softcap: float | None = None,
                stream: _Layout | None = None, **_: Any) -> tuple[torch.Tensor, None]:
-    """Every row of the stream attends to the prefix and to itself. query: [1, heads, stream, dim]."""
+    """Every row's new tokens attend to the prefix and to their row. query: [1, heads, stream, dim]."""
+    rows = stream.rows
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[-1]
-    scaling = dim**-0.5 if scaling is None else scaling
-    if stream.kept is not None:
-        stream.kept.append((key[0], value[0]))
-    flat = [part[0].transpose(0, 1).flatten(1) for part in (query, key, value)]
+    if module.layer_idx not in rows.states:
+        size = (kv_heads, len(rows) * rows.capacity)
+        rows.states[module.layer_idx] = (key.new_zeros(*size, dim), value.new_zeros(*size, value.shape[-1]))
+    keys, values = (
+        part.index_copy_(1, stream.places, new[0]).view(kv_heads, len(rows), rows.capacity, -1)
+        for part, new in zip(rows.states[module.layer_idx], (key, value), strict=True))
+    past = rows.prefix.states[module.layer_idx] if len(rows.prefix) else None
+    queries = (query[0] * (dim**-0.5 if scaling is None else scaling)).transpose(0, 1)
     outputs = []
     for group in stream.groups:
-        rows, width = group.rows, group.width
-        q, k, v = (part[group.start:group.stop].index_select(0, group.pad).view(rows, width, -1, dim)
-                   for part in flat)
-        q = (q * scaling).view(rows, width, kv_heads, -1, dim).permute(2, 0, 3, 1, 4)  # kv, row, repeat, place
-        k, v = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
-        out = attend(q, k, v, group.hidden, stream.prefix and stream.prefix.states[module.layer_idx], softcap)
-        outputs.append(out.permute(1, 3, 0, 2, 4).reshape(rows * width, heads * dim)
+        count = group.last - group.first
+        q = queries[group.start:group.stop].index_select(0, group.pad)
+        q = q.view(count, group.width, kv_heads, -1, dim).permute(2, 0, 3, 1, 4)
+        k, v = (part[:, group.first:group.last, :group.keys] for part in (keys, values))
+        out = _attend(q, k, v, group.hidden, past, softcap)
+        outputs.append(out.permute(1, 3, 0, 2, 4).reshape(count * group.width, heads, -1)
                        .index_select(0, group.unpad))
-    return torch.cat(outputs).view(1, -1, heads, dim), None
+    return torch.cat(outputs)[None], None
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor,
-           prefix: tuple[torch.Tensor, torch.Tensor] | None, softcap: float | None) -> torch.Tensor:
-    """Attention over the prefix and the rows' own keys.
-
-    q: [kv heads, rows, repeat, queries, dim], scaled; k, v: [kv heads, rows, keys, dim]; hidden:
-    [rows, 1, queries, keys]. Returns q's shape.
-    """
-    kv_heads, rows, repeat, queries, dim = q.shape
-    keys = k.shape[2]
-    own = torch.matmul(q.reshape(kv_heads, rows, -1, dim), k.transpose(2, 3))
-    own = own.view(kv_heads, rows, repeat, queries, keys).float()
-    past_width = 0
-    if prefix is not None:
-        past_width = prefix[0].shape[1]
-        past = torch.matmul(q.reshape(kv_heads, -1, dim), prefix[0].transpose(1, 2)).float()
-        scores = torch.cat([past.view(kv_heads, rows, repeat, queries, -1), own], -1)
-    else:
-        scores = own
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, past: KeyValue | None,
+            softcap: float | None) -> torch.Tensor:
+    """q: [kv heads, rows, repeat, width, dim], scaled; k, v: [kv heads, rows, keys, dim]; hidden:
+    [rows, 1, width, keys]; past: the prefix's. Returns q's shape."""
+    kv_heads, rows, repeat, width, dim = q.shape
+    q = q.reshape(kv_heads, rows, repeat * width, dim)
+    scores = torch.matmul(q, k.transpose(2, 3)).view(kv_heads, rows, repeat, width, -1)
+    own = scores.shape[-1]
+    if past is not None:
+        before = torch.matmul(q.view(kv_heads, -1, dim), past[0].transpose(1, 2))
+        scores = torch.cat([scores, before.view(kv_heads, rows, repeat, width, -1)], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores[..., past_width:].masked_fill_(hidden, float("-inf"))
-    weights = torch.softmax(scores, -1).to(v.dtype)
-    out = torch.matmul(weights[..., past_width:].reshape(kv_heads, rows, -1, keys), v)
-    if prefix is not None:
-        out = out.view(kv_heads, -1, dim) + torch.matmul(
-            weights[..., :past_width].reshape(kv_heads, -1, past_width), prefix[1])
-    return out.view(q.shape)
+    scores[..., :own].masked_fill_(hidden, float("-inf"))
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype)
+    out = torch.matmul(weights[..., :own].reshape(kv_heads, rows, repeat * width, own), v)
+    if past is not None:
+        out = out.view(kv_heads, -1, v.shape[-1]) + torch.matmul(
+            weights[..., own:].reshape(kv_heads, rows * repeat * width, -1), past[1])
+    return out.view(kv_heads, rows, repeat, width, -1)
 
 
 @contextmanager
