@@ -99,10 +99,16 @@ def test_artifacts_of_any_shape_are_shown():
         audit={"format": 1, "rows": 999, "splits": {"train": {"rows": 600, "labels": {"code": 1}},
                                                     "test": {"rows": 250}}, "odd": [[1, [2]], {"a": None}]},
         selection={"kept": 588, "dropped": [{"reason": "wrong", "count": 12, "ids": ["a"] * 300}]},
-        stability={"measured": False, "agreement": None}, spend={"usd": 0.42}))
-    for said in ("Rows 999", "train 600", "Kept 588", "wrong 12", "Measured no", "Agreement unknown", "0.42"):
+        stability={"measured": True, "agreement": None}, spend={"usd": 0.42}))
+    for said in ("Rows 999", "train 600", "Kept 588", "wrong 12", "Measured yes", "Agreement unknown", "0.42"):
         assert said in text
     assert "Format" not in text
+
+
+def test_a_stability_that_was_not_measured_is_one_sentence():
+    text = text_of(page_of(made.viable(), stability={"measured": False, "agreement": None, "items": None}))
+    assert "Not measured: it was not asked the same thing twice." in text
+    assert "Agreement unknown" not in text
 
 
 def test_a_page_without_any_artifact_is_whole():

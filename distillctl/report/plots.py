@@ -262,8 +262,9 @@ def _svg(plot: ziaplot.Graph, name: str, title: str, description: str) -> Markup
 
 
 def _short(text: str) -> str:
+    """At most 16 characters, cut in the middle: names often differ at their ends."""
     text = " ".join(clean(text).split())
-    return text if len(text) <= 18 else text[:17] + "…"
+    return text if len(text) <= 16 else f"{text[:8]}…{text[-7:]}"
 
 
 def _percent_ticks(start: float) -> tuple[list[float], list[str]]:

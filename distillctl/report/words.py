@@ -124,6 +124,11 @@ def significant(value: float) -> str:
     return f"{value:.2g}"
 
 
+def p_value(p: float) -> str:
+    """0.0312 -> "0.031"; below a ten-thousandth its digits say nothing more."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
 def number(value: object) -> str:
     """A value of unknown meaning as text: numbers grouped and shortened, booleans as yes and no."""
     if value is None:
