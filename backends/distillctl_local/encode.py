@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from distillctl.errors import Problem, StudentError
@@ -112,7 +113,7 @@ class Encoder:
         pieces = [text]
         if self._structure:
             cuts = [0, *(match.start() + 1 for match in self._structure.finditer(text)), len(text)]
-            pieces = [text[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+            pieces = [text[start:stop] for start, stop in pairwise(cuts)]
         return [token for piece in pieces if piece for token in
                 self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids]
 
