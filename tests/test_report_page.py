@@ -100,7 +100,8 @@ def test_artifacts_of_any_shape_are_shown():
                                                     "test": {"rows": 250}}, "odd": [[1, [2]], {"a": None}]},
         selection={"kept": 588, "dropped": [{"reason": "wrong", "count": 12, "ids": ["a"] * 300}]},
         stability={"measured": True, "agreement": None}, spend={"usd": 0.42}))
-    for said in ("Rows 999", "train 600", "Kept 588", "wrong 12", "Measured yes", "Agreement unknown", "0.42"):
+    for said in ("Rows 999", "train 600", "Kept 588", "wrong 12", "Measured yes", "Agreement unknown",
+                 "0.42"):
         assert said in text
     assert "Format" not in text
 
