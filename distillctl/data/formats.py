@@ -71,7 +71,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if raw is None:
                 yield line, _too_long(path, line)
             elif raw.strip():
-                yield line, _object(raw, f"{path}:{line}")
+                yield line, _object(raw.rstrip(), f"{path}:{line}")
 
 
 def _object(raw: bytes, where: str) -> dict[str, JSON] | Problem:
@@ -82,7 +82,8 @@ def _object(raw: bytes, where: str) -> dict[str, JSON] | Problem:
     except RecursionError:
         return Problem("is nested too deeply", where)
     except json.JSONDecodeError as error:
-        return Problem(f"is not JSON: {error.msg} at character {error.pos + 1}", where, hint=_WRITE_JSONL)
+        what = f"is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        return Problem(what, where, hint=_WRITE_JSONL)
     except ValueError as error:
         return Problem(f"is not JSON: {error}", where, hint=_WRITE_JSONL)
     if not isinstance(row, dict):

@@ -1,0 +1,5 @@
+import datasets
+
+
+class Routing(datasets.GeneratorBasedBuilder):
+    pass
