@@ -146,7 +146,8 @@ def _binomial_half(k: int, n: int) -> float:
 def items_needed(difference: float, discordance: float, bound: float, *, level: float = 0.95,
                  power: float = 0.8) -> int | None:
     """Items with which Tango's interval of a paired difference leaves `bound` out, with this chance
-    (`power`), if these are the true difference and share of discordant pairs. None on the bound itself.
+    (`power`), if these are the true difference and share of discordant pairs. None on the bound itself
+    (nearer than a millionth): no number would do.
 
     (z·s0 + z_power·s1)²/(bound - difference)²: s1² = discordance - difference² is the variance if that is
     true, s0² the one that the score statistic takes at the bound (Liu et al., Stat. Med. 2002, 21:231).
@@ -154,7 +155,7 @@ def items_needed(difference: float, discordance: float, bound: float, *, level: 
     """
     import numpy as np
 
-    if difference == bound:
+    if abs(bound - difference) < 1e-6:
         return None
     n10, n01 = (discordance + difference) / 2, (discordance - difference) / 2
     at_bound = math.sqrt(float(_tango_variance(np.float64(bound), max(n10, 0.0), max(n01, 0.0), 1.0)))
