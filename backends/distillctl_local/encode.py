@@ -82,8 +82,9 @@ class Encoder:
 
     def _render(self, messages: list[Message], *, start_answer: bool) -> str:
         if not self.tokenizer.chat_template:
-            begin = self.tokenizer.bos_token or ""
-            return begin + "\n\n".join(message["content"] for message in messages) + "\n"
+            begins = self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
+            text = "\n\n".join(message["content"] for message in messages) + "\n"
+            return self.tokenizer.bos_token + text if begins else text
         from jinja2 import TemplateError
 
         try:
@@ -96,9 +97,8 @@ class Encoder:
 
     def _refuses(self, why: str) -> StudentError:
         return StudentError(Problem(
-            f"the model's chat template does not take this prompt: {why}",
-            where=self.tokenizer.name_or_path, hint="a model without a system turn: move `task.system` into "
-            "`task.prompt`"))
+            f"the model's chat template does not take this prompt: {why}", where=self.tokenizer.name_or_path,
+            hint="some templates have no system turn: move `task.system` into `task.prompt` then"))
 
     @cached_property
     def _structure(self) -> re.Pattern[str] | None:

