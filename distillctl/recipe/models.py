@@ -220,6 +220,7 @@ class AnthropicTeacher(_LiveTeacher):
     base_url: str | None = None
     """None: Anthropic. Plain http only to this machine."""
     api_key_env: Annotated[str, Field(pattern=ENV_NAME)] = "ANTHROPIC_API_KEY"
+    """Name of the environment variable that holds the key."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """Claude's API takes none since version 2026-10-21; where one is given, the request is sent under
     version 2023-06-01, which older models still answer."""
