@@ -224,7 +224,6 @@ class AnthropicTeacher(_LiveTeacher):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """Claude's API takes none since version 2026-10-21; where one is given, the request is sent under
     version 2023-06-01, which older models still answer."""
-    """Name of the environment variable that holds the key."""
 
 
 class RecordedTeacher(Strict):
