@@ -155,7 +155,7 @@ def student_ref(ctx: Context, role: LearnerRole) -> StudentRef:
 
 def answer_learner(ctx: Context, role: LearnerRole) -> None:
     """Let a trained model answer dev and test, and time it."""
-    with answering.learner(ctx, role, student_ref(ctx, role), ctx.path(role)) as who:
+    with answering.learner(ctx, role, student_ref(ctx, role), ctx.path(role), trained_as=role) as who:
         answering.collect_splits(ctx, who, ("dev", "test"))
 
 

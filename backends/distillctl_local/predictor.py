@@ -18,7 +18,7 @@ from distillctl.store.files import safe_join
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
-from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer
+from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,7 +154,7 @@ def _load(student: StudentRef, folder: Path, device: str) -> tuple[PreTrainedMod
         from distillctl_local.merge import merge_adapter
         from distillctl_local.safety import check_adapter
 
-        check_adapter(files or folder, student.files, facts_of(model.config, source=student.model))
+        check_adapter(files or folder, student.files, facts_of(model.config, source=source_of(student.model)))
         merge_adapter(model, files or folder, encoder.prompt(CANARY))
     return model, encoder, {
         "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
