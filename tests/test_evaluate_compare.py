@@ -1,0 +1,105 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+import pytest
+
+from distillctl.errors import DataError
+from distillctl.evaluate.compare import compare_runs
+from distillctl.evaluate.evaluate import evaluate
+from distillctl.evaluate.stats import mcnemar_exact
+from tests.support.scoring import answers, entrant, examples, given, gold, judged
+
+
+def run(right: int, n: int = 200, **more):
+    return judged(right, n - right, **more)
+
+
+def test_the_best_student_comes_first():
+    table = compare_runs([("a", run(150)), ("b", run(190)), ("c", run(170))])
+    assert [one.run for one in table.runs] == ["b", "c", "a"]
+    assert table.n == 200
+
+
+def test_each_run_brings_its_verdict():
+    table = compare_runs([("a", run(100)), ("b", run(200))])
+    assert [one.verdict.word for one in table.runs] == ["viable", "not ready"]
+    assert table.runs[0].speedup.value == pytest.approx(10)
+
+
+def test_pairs_are_those_of_the_items():
+    expected = gold(100)
+    first = evaluate(given(expected, entrant("teacher", expected), entrant(
+        "student", answers(expected, [i >= 10 for i in range(100)]))))
+    second = evaluate(given(expected, entrant("teacher", expected), entrant(
+        "student", answers(expected, [not 5 <= i < 30 for i in range(100)]))))
+    pair, = compare_runs([("a", first), ("b", second)]).contrasts
+    assert (pair.first, pair.second, pair.n) == ("a", "b", 100)
+    assert (pair.only_first, pair.only_second) == (20, 5)
+    assert pair.difference.value == pytest.approx(0.15)
+    assert pair.p == pytest.approx(mcnemar_exact(20, 5))
+
+
+def test_p_values_are_adjusted_for_all_pairs_of_students():
+    table = compare_runs([(name, run(right)) for name, right in (("a", 190), ("b", 182), ("c", 175))])
+    assert [one.second for one in table.contrasts] == ["b", "c"]
+    assert all(one.p_holm >= one.p for one in table.contrasts)
+    assert table.contrasts[0].p_holm == pytest.approx(min(1, 2 * table.contrasts[0].p))
+    assert table.contrasts[1].p_holm == pytest.approx(3 * table.contrasts[1].p)
+
+
+def test_looking_at_several_is_told():
+    notes = compare_runs([("a", run(190)), ("b", run(188))]).notes
+    assert notes[0].startswith("2 students were compared on the same test items")
+    assert any("a is not clearly better than b" in note for note in notes)
+
+
+def test_one_run_alone_is_shown_as_it_is():
+    table = compare_runs([("a", run(190))])
+    assert (len(table.runs), table.contrasts, table.notes) == (1, [], [])
+
+
+def test_references_that_runs_share_stand_once():
+    table = compare_runs([("a", run(190, baseline=150)), ("b", run(180, baseline=150)),
+                          ("c", run(170, baseline=140))])
+    assert [one.role for one in table.references] == ["teacher", "baseline", "baseline"]
+
+
+def test_different_teachers_are_told():
+    table = compare_runs([("a", judged(180, 20)), ("b", judged(180, 0, 0, 20))])
+    assert any("different teachers" in note for note in table.notes)
+
+
+def test_runs_on_other_items_are_refused_by_name():
+    with pytest.raises(DataError) as caught:
+        compare_runs([("a", run(100)), ("b", run(100)), ("c", run(90, 180)), ("d", run(90, 150))])
+    assert [problem.what.split()[0] for problem in caught.value.problems] == ["c", "d"]
+    assert "cannot be compared with a" in str(caught.value)
+
+
+def test_a_run_named_twice_is_refused():
+    with pytest.raises(DataError, match="named twice"):
+        compare_runs([("a", run(100)), ("a", run(100))])
+
+
+def test_nothing_is_refused():
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare_runs([])
+
+
+def test_without_the_items_differences_are_unknown_and_that_is_told():
+    old = run(180)
+    old = old.model_copy(update={"evaluations": [
+        one.model_copy(update={"wrong": None}) for one in old.evaluations]})
+    table = compare_runs([("a", run(190)), ("b", old)])
+    assert table.contrasts == []
+    assert any("difference from the best is unknown" in note for note in table.notes)
+
+
+def test_groups_that_differences_do_not_allow_for_are_told():
+    expected = gold(100)
+    groups = {one.id: i // 10 for i, one in enumerate(examples(expected))}
+    runs = [(name, evaluate(given(expected, entrant("teacher", expected), entrant(
+        "student", answers(expected, [i >= wrong for i in range(100)])), groups=groups)))
+        for name, wrong in (("a", 10), ("b", 20))]
+    assert any("too narrow" in note for note in compare_runs(runs).notes)
