@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from distillctl.evaluate.calibration import calibration, confidence, fit_temperature
-from tests.support.scoring import LABELS, logs
+from tests.support.evaluating import LABELS, logs
 
 
 def drawn(n, temperature, seed=0):

@@ -8,7 +8,7 @@ from distillctl.errors import DataError
 from distillctl.evaluate.compare import compare_runs
 from distillctl.evaluate.evaluate import evaluate
 from distillctl.evaluate.stats import mcnemar_exact
-from tests.support.scoring import answers, entrant, examples, given, gold, judged
+from tests.support.evaluating import answers, entrant, examples, given, gold, judged
 
 
 def run(right: int, n: int = 200, **more):

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as theirs
 
 from distillctl.evaluate import intervals, metrics
-from tests.support.scoring import LABELLING, LABELS, predictions, structured, text
+from tests.support.evaluating import LABELLING, LABELS, predictions, structured, text
 
 
 def drawn(n=200, accuracy=0.7, seed=0):

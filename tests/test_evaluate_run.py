@@ -17,7 +17,7 @@ from distillctl.errors import DataError
 from distillctl.evaluate.evaluate import Entrant, evaluate
 from distillctl.evaluate.results import Metrics, Throughput
 from distillctl.prices import PricePoint, Rate
-from tests.support.scoring import (
+from tests.support.evaluating import (
     LABELLING,
     LABELS,
     answers,

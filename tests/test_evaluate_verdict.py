@@ -10,8 +10,8 @@ from distillctl.evaluate import stats
 from distillctl.evaluate.results import Interval
 from distillctl.evaluate.verdict import judge
 from distillctl.recipe.models import VerdictSpec
-from tests.support.scoring import LABELS, answers, entrant, gold, judged
-from tests.support.scoring import given as given_run
+from tests.support.evaluating import LABELS, answers, entrant, gold, judged
+from tests.support.evaluating import given as given_run
 
 FAST, SLOW, ODD, UNTIMED = (1.0, 0.1), (0.1, 1.0), (1.0, 0.5), (None, None)
 STRICT = VerdictSpec(max_drop=0.0, marginal_drop=0.0)
@@ -189,7 +189,8 @@ class TestNextSteps:
 
     def test_inherited_errors_ask_for_a_better_teacher(self):
         steps = judged(300, 60, 0, 100).verdict.next_steps  # wrong alike: the next label
-        assert steps[0].startswith("100 of the student's 160 wrong answers are the teacher's own mistakes")
+        assert steps[0].startswith(
+            "The teacher makes the same mistake on 100 of the student's 160 wrong answers")
 
     def test_different_errors_ask_for_a_look_at_the_labels(self):
         expected = gold(300)
@@ -197,12 +198,12 @@ class TestNextSteps:
         other = [one if good else LABELS[(LABELS.index(one) + 2) % 3]
                  for one, good in zip(expected, right, strict=True)]
         steps = evaluate_labels(expected, answers(expected, right), other).verdict.next_steps
-        assert any(step.startswith("On 150 of the student's 150 wrong answers the teacher is wrong too")
+        assert any(step.startswith("On all of the student's 150 wrong answers the teacher is wrong too")
                    for step in steps)
 
     def test_unreadable_answers_are_named(self):
         steps = judged(300, 100, wrong="I think it is code").verdict.next_steps
-        assert any("100 of the student's 100 wrong answers could not be read" in step for step in steps)
+        assert any("all of the student's 100 wrong answers could not be read" in step for step in steps)
 
     def test_nothing_readable_comes_first(self):
         found = judged(0, 100, wrong="I think it is code").verdict
@@ -213,7 +214,7 @@ class TestNextSteps:
         expected = ["code"] * 100 + ["docs"] * 100
         student = ["code"] * 70 + ["docs"] * 130
         steps = evaluate_labels(expected, expected, student).verdict.next_steps
-        assert any("30 of the student's 30 wrong answers are 'code' answered as 'docs'" in s for s in steps)
+        assert any(step.startswith("Add training rows that tell 'code' from 'docs'") for step in steps)
 
     def test_an_untimed_teacher_is_to_be_timed(self):
         steps = judged(1000, seconds=(None, 0.1)).verdict.next_steps
@@ -234,6 +235,11 @@ class TestNextSteps:
 
     def test_too_few_test_items_come_first_when_all_else_is_well(self):
         assert judged(50).verdict.next_steps[0].startswith("Collect more test items: about ")
+
+    def test_items_that_come_in_groups_are_needed_in_larger_number(self):
+        drop = spread(0.02, -0.01, 0.06)
+        alone, grouped = (judge(VerdictSpec(), drop, None, 0.05, design_effect=effect) for effect in (1, 3))
+        assert grouped.needed == 3 * alone.needed
 
     def test_more_items_cannot_mend_a_drop_that_is_too_large(self):
         found = judged(93, 7).verdict

@@ -56,29 +56,33 @@ def _levers(found: Findings) -> list[str]:
     if not found.wrong:
         return []
     versus, wrong, invalid = found.versus, found.wrong, found.student.invalid.k
-    of = f"of the student's {plural(wrong, 'wrong answer')}"
     more = "more training rows, more epochs or a larger student"
-    lost = (f"On {versus.compression:,} {of} the teacher is right: try {more}." if found.gold else
+    lost = (f"On {_of(versus.compression, wrong)} the teacher is right: try {more}." if found.gold else
             f"See in the ledger who is right where the two differ ({plural(versus.compression, 'item')}); "
             f"where it is the teacher, try {more}.")
     levers = [
         (versus.compression, lost),
-        (versus.inherited, f"{versus.inherited:,} {of} are the teacher's own mistakes: try a better teacher "
-                           "or prompt, or train on gold answers."),
+        (versus.inherited, f"The teacher makes the same mistake on {_of(versus.inherited, wrong)}: try a "
+                           "better teacher or prompt, or train on gold answers."),
         (versus.both_wrong_differently,
-         f"On {versus.both_wrong_differently:,} {of} the teacher is wrong too, in another way: check the "
-         "expected answers of these items, and whether the task is clear enough."),
+         f"On {_of(versus.both_wrong_differently, wrong)} the teacher is wrong too, in another way: check "
+         "the expected answers of these items, and whether the task is clear enough."),
         (invalid if invalid < found.student.n else 0,
-         f"{invalid:,} {of} could not be read: constrain the output or raise the token limit."),
+         f"Constrain the output or raise the token limit: {_of(invalid, wrong)} could not be read."),
     ]
     ranked = sorted((lever for lever in levers if lever[0]), key=lambda lever: -lever[0])
     steps = [text for k, text in ranked if k >= NOTABLE * wrong]
     pair = _worst_confusion(found)
     if pair and pair[2] >= max(3, NOTABLE * wrong):
         expected, said, k = pair
-        steps.append(f"{k:,} {of} are {expected!r} answered as {said!r}: add training rows that tell these "
-                     "two apart, or make the difference clearer in the prompt.")
+        steps.append(f"Add training rows that tell {expected!r} from {said!r}, or make the difference "
+                     f"clearer in the prompt: it says {said!r} for {expected!r} in {_of(k, wrong)}.")
     return steps
+
+
+def _of(k: int, wrong: int) -> str:
+    """"13 of the student's 52 wrong answers"."""
+    return f"{'all' if k == wrong else f'{k:,}'} of the student's {plural(wrong, 'wrong answer')}"
 
 
 def _worst_confusion(found: Findings) -> tuple[str, str, int] | None:

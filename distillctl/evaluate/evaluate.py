@@ -245,7 +245,7 @@ def _notes(given: EvaluationInput, gold: bool, test: _Split, evaluations: Sequen
             what = "speed-up and p95" if one.latency.n < MIN_FOR_MEDIAN else "p95"
             notes.append(f"{one.name}: {plural(one.latency.n, 'request')} timed, too few for {what} "
                          f"(p95 needs {MIN_FOR_P95}).")
-        if one.calibration and one.calibration.temperature is None:
+        if one.role == "student" and one.calibration and one.calibration.temperature is None:
             notes.append(f"{one.name}: fewer than {MIN_DEV} dev items with probabilities, so they are shown "
                          "as stated, without a temperature.")
     if groups:
