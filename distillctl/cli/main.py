@@ -12,6 +12,7 @@ import click
 
 from distillctl.cli import inspecting, recipes, results, running
 from distillctl.cli.output import CONTEXT, fail
+from distillctl.cli.sandbox import sandbox
 
 EPILOG = "Start with: distillctl init classification my-task, or distillctl run recipes/routing.yaml"
 
@@ -26,7 +27,7 @@ for _command in (
     recipes.init, recipes.check, recipes.schema,
     running.plan, running.run, running.status, running.attach, running.cancel,
     results.eval_command, results.compare, results.report, results.verify,
-    inspecting.backends, inspecting.doctor, inspecting.completion,
+    inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
 ):
     cli.add_command(_command)
 
