@@ -23,7 +23,7 @@ from distillctl_local.prompts import Prefixes, by_length
 from distillctl_local.stream import Rows, why_not_streamed
 
 ROWS = 64
-TOKENS = 8192  # most tokens in the first pass
+TOKENS = 4096  # most tokens in the first pass
 
 
 @dataclass
@@ -33,32 +33,35 @@ class Generated:
     limit: int
     matcher: Any = None  # where a grammar holds the answer
     ids: list[int] = field(default_factory=list)
-    finish: Finish = "length"
+    finish: Finish | None = None  # None while it goes on
 
     def begin(self) -> list[int]:
         """The tokens that every answer begins with."""
         return self._add([])
 
     def take(self, token: int, stops: frozenset[int]) -> list[int]:
-        """Add the model's next token; returns the tokens that the model is to read before the one after,
-        empty where the answer has ended."""
+        """Add the model's next token, and those that can only follow it; returns them all."""
         if token in stops:
             self.finish = "stop"
             return []
         if self.matcher is not None and not self.matcher.consume_token(token):
-            raise RuntimeError(f"the grammar engine failed: {self.matcher.get_error()}")
+            raise StudentError(Problem(f"the grammar engine failed: {self.matcher.get_error()}"))
         return self._add([token])
 
     def _add(self, tokens: list[int]) -> list[int]:
-        if self.matcher is not None and (forced := self.matcher.compute_ff_tokens()):
+        complete = False
+        if self.matcher is not None:
+            forced = self.matcher.compute_ff_tokens()
             self.matcher.consume_tokens(forced)
             tokens = [*tokens, *forced]
+            complete = self.matcher.is_stopped()  # nothing but the end can follow
         self.ids += tokens
-        complete = self.matcher is not None and self.matcher.is_stopped()  # nothing but the end can follow
-        if complete and len(self.ids) <= self.limit:
+        if len(self.ids) > self.limit or (len(self.ids) == self.limit and not complete):
+            del self.ids[self.limit:]
+            self.finish = "length"
+        elif complete:
             self.finish = "stop"
-        del self.ids[self.limit:]
-        return [] if complete or len(self.ids) == self.limit else tokens
+        return tokens
 
 
 class Grammar:
@@ -105,7 +108,7 @@ class Generator:
         self._facts = facts_of(model.config)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Generated]:
+    def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:
         """The likeliest next token, again and again, for each prompt (token ids).
 
         limits: most tokens of each answer.
@@ -122,19 +125,19 @@ class Generator:
                           [answers[number] for number in batch], Rows(self._model, prefix, len(batch)))
         return answers
 
-    def _run(self, prompts: Sequence[Sequence[int]], answers: list[Generated], rows: Rows | WholeRow) -> None:
+    def _run(self, prompts: Sequence[list[int]], answers: list[Generated], rows: Rows | WholeRow) -> None:
         chunks = [[*prompt, *answer.begin()] for prompt, answer in zip(prompts, answers, strict=True)]
-        while any(chunks):
-            logits = rows.extend(chunks)[:, -1]
-            live = [row for row, chunk in enumerate(chunks) if chunk]
+        while live := [row for row, answer in enumerate(answers) if answer.finish is None]:
+            if 2 * len(live) <= len(rows):  # ended rows cost little until they are the most
+                rows.select(live)
+                chunks, answers = [chunks[row] for row in live], [answers[row] for row in live]
+                live = list(range(len(live)))
+            logits = rows.extend([chunk if answer.finish is None else []
+                                  for chunk, answer in zip(chunks, answers, strict=True)])[:, -1]
             if self._grammar:
                 self._grammar.mask(logits, [answers[row].matcher for row in live])
             for row, token in zip(live, logits.argmax(-1).tolist(), strict=True):
                 chunks[row] = answers[row].take(token, self._stops)
-            live = [row for row in live if chunks[row]]
-            if live and 2 * len(live) <= len(rows):  # ended rows cost little until they are the most
-                rows.select(live)
-                chunks, answers = [chunks[row] for row in live], [answers[row] for row in live]
 
 
 class WholeRow:

@@ -18,7 +18,10 @@ from distillctl.store.files import safe_join
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
+from distillctl_local.hardware import choose
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
+from distillctl_local.safety import check_adapter, check_digests, check_student_model_folder
+from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,7 +123,7 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
     if threads:
         torch.set_num_threads(threads)
     try:
-        model, encoder, identity = _load(student, folder, _device(device))
+        model, encoder, identity = _load(student, folder, device)
         scored = task.kind == "classification" and not how.generate
         identity |= {"mode": "score", "labels": list(task.labels)} if scored else {
             "mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
@@ -135,16 +138,18 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
         torch.set_num_threads(before)
 
 
-def _load(student: StudentRef, folder: Path, device: str) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
+def _load(student: StudentRef, folder: Path, wanted: str) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
+    """The student as one plain model, its encoder, and what identifies it."""
     import torch
 
-    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise StudentError(Problem("there is no CUDA device", field="backends.local.device", value=wanted,
+                                   hint="set it to auto or cpu"))
+    device, dtype = choose(LocalSettings(device=wanted))
     revision = student.data.get("revision")
     name = student.model
-    files = safe_join(folder, student.path) if student.path else None
-    if student.kind == "model" and files is not None:
-        from distillctl_local.safety import check_digests, check_student_model_folder
-
+    files = safe_join(folder, student.path or ".")
+    if student.kind == "model" and student.path is not None:
         check_digests(files, student.files)
         check_student_model_folder(files)
         name, revision = str(files), None
@@ -152,19 +157,13 @@ def _load(student: StudentRef, folder: Path, device: str) -> tuple[PreTrainedMod
     model = load_base(name, revision, dtype=dtype, device=device)
     if student.kind == "adapter":
         from distillctl_local.merge import merge_adapter
-        from distillctl_local.safety import check_adapter
 
-        check_adapter(files or folder, student.files, facts_of(model.config, source=source_of(student.model)))
-        merge_adapter(model, files or folder, encoder.prompt(CANARY))
+        check_adapter(files, student.files, facts_of(model.config, source=source_of(student.model)))
+        merge_adapter(model, files, encoder.prompt(CANARY))
+    if dtype is torch.bfloat16:
+        from distillctl_local.precision import multiply_in_bf16
+
+        multiply_in_bf16(model)
     return model, encoder, {
         "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
-        "files": dict(student.files), "device": device, "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StudentError(Problem("no CUDA device is there", field="backends.local.device", value=wanted,
-                                   hint="set it to auto or cpu"))
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+        "files": dict(student.files), "device": device, "products": str(dtype).removeprefix("torch.")}

@@ -17,7 +17,7 @@ from distillctl_local.models import facts_of
 from distillctl_local.prompts import Prefixes, by_length
 from distillctl_local.stream import Prefix, Rows, Tail, why_not_streamed
 
-TOKENS = 8192  # most tokens in one pass
+TOKENS = 4096  # most tokens in one pass
 LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from distillctl_local.models import ModelFacts
 
 NAME = "distillctl_stream"
-GROUP = 16  # rows that attention pads to one length
+GROUP = 8  # rows that attention pads to one length
 SCORES = 2**25  # attention scores at once, 128 MiB in fp32
 GROWTH = 64  # tokens that a row's state grows by
 
@@ -235,7 +235,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Ten
     scores = torch.matmul(q, k.transpose(2, 3)).view(kv_heads, rows, repeat, width, -1)
     own = scores.shape[-1]
     if past is not None:
-        before = torch.matmul(q.view(kv_heads, -1, dim), past[0].transpose(1, 2))
+        before = torch.matmul(q.reshape(kv_heads, -1, dim), past[0].transpose(1, 2))
         scores = torch.cat([scores, before.view(kv_heads, rows, repeat, width, -1)], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
