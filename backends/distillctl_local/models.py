@@ -103,6 +103,7 @@ def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | s
     from transformers.utils import logging
 
     folder = model_folder(model, revision)
+    _count_parameters(folder)  # says what is wrong with a damaged file
     logging.disable_progress_bar()
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
