@@ -71,7 +71,7 @@ class Service:
                 http_client=httpx2.Client(follow_redirects=False, timeout=self._settings.timeout))
         return self._client
 
-    def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The JSON object that one call of `sdk….with_raw_response.…` brings. Raises Failed."""
         import httpx2
         import openai
@@ -93,7 +93,7 @@ class Service:
             raise Failed("the reply is no JSON object: " + " ".join(response.text.split())[:200])
         return body
 
-    def read(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+    def read(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
         """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
         BackendError where the key is refused."""
         try:
@@ -104,7 +104,7 @@ class Service:
             raise_for_account(failed, self._settings)
             raise unreachable(failed) from failed
 
-    def pages(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    def pages(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Every entry of a listing, page after page, each id once. Raises as `read`."""
         seen: set[str] = set()
         after: dict[str, str] = {}
