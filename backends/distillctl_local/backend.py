@@ -77,7 +77,9 @@ class LocalBackend:
         return Staged({"folder": folder.name})
 
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
-        folder = self._folder(token)
+        if not _TOKEN.fullmatch(token):
+            raise Rejected(f"{token!r} is no name for a local job")
+        folder = self._jobs() / token
         partial = folder.parent / f".{token}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -101,12 +103,12 @@ class LocalBackend:
         return self._handle(token)
 
     def find(self, token: str) -> list[JobHandle]:
-        return [self._handle(token)] if self._folder(token).is_dir() else []
+        return [self._handle(token)] if self._folder(token) else []
 
     def poll(self, handle: JobHandle, cursor: str | None) -> Snapshot:
         folder = self._folder(handle.job_id)
-        if not folder.is_dir():
-            return Snapshot("lost", "no folder", f"the job's folder {folder} is gone", (), cursor)
+        if folder is None:
+            return Snapshot("lost", "no folder", f"there is no such job in {self._jobs()}", (), cursor)
         alive = process.is_alive(folder)  # before the outcome is read: it may end in between
         outcome = _outcome(folder)
         events, cursor = _events(folder, cursor)
@@ -129,15 +131,16 @@ class LocalBackend:
 
     def cancel(self, handle: JobHandle) -> None:
         folder = self._folder(handle.job_id)
-        if folder.is_dir() and _outcome(folder) is None:
+        if folder and _outcome(folder) is None:
             (folder / _CANCELLED).touch()
             process.end(folder)
 
     def collect(self, handle: JobHandle, into: Path) -> StudentRef:
         folder = self._folder(handle.job_id)
-        outcome = _outcome(folder) if folder.is_dir() else None
+        outcome = _outcome(folder) if folder else None
         if outcome is None or not outcome["ok"]:
-            raise BackendError(Problem("this job has no student to collect", where=str(folder)))
+            raise BackendError(Problem("this job has no student to collect", where=str(self._jobs()),
+                                       value=handle.job_id))
         if sorted(outcome["files"]) != sorted(_RESULT):
             raise BackendError(Problem("the trainer left other files than an adapter",
                                        where=str(folder / "result"), value=sorted(outcome["files"])))
@@ -160,13 +163,16 @@ class LocalBackend:
     def _model(self, job: TrainJob) -> str:
         return self._settings.model or job.model
 
-    def _folder(self, token: str) -> Path:
-        if not _TOKEN.fullmatch(token):
-            raise BackendError(Problem("is no name of a local job", value=token))
-        return self._env.workspace / "jobs" / token
+    def _jobs(self) -> Path:
+        return self._env.workspace / "jobs"
+
+    def _folder(self, job_id: str) -> Path | None:
+        """The folder of a job that is there."""
+        folder = self._jobs() / job_id if _TOKEN.fullmatch(job_id) else None
+        return folder if folder and folder.is_dir() else None
 
     def _handle(self, token: str) -> JobHandle:
-        folder = self._folder(token)
+        folder = self._jobs() / token
         return JobHandle(self.name, token, token, "this machine", read_json(folder / "job.json")["created"],
                          url=(folder / _LOG).absolute().as_uri())
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _RESTARTS = "restarts"
+_children: list[subprocess.Popen] = []  # those that this process started and has to reap
 # What a trainer needs from our environment; credentials are not among it.
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME",
@@ -44,11 +45,12 @@ def start(folder: Path, *, again: bool = False, offline: bool = False) -> bool:
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with (folder / "trainer.log").open("ab") as log:
-            process = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "distillctl_local.trainer", str(folder)], stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, cwd=folder, env=environment, pass_fds=(lock,),
                 start_new_session=True)
-        (folder / "pid").write_text(str(process.pid), encoding="utf-8")
+        (folder / "pid").write_text(str(child.pid), encoding="utf-8")
+        _children.append(child)
         return True
 
 
@@ -60,6 +62,7 @@ def restarts(folder: Path) -> int:
 
 def is_alive(folder: Path) -> bool:
     """Whether the trainer of a job folder is running."""
+    _children[:] = [child for child in _children if child.poll() is None]  # none stays a zombie
     with _try_lock(folder) as lock:
         return lock is None
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
-from distillctl.store.files import digest_tree, sync_tree, write_json
+from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_json
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
 from distillctl_local import process
@@ -229,8 +229,11 @@ def _save(folder: Path, model: PeftModel, job: dict[str, JSON]) -> None:
         config["target_modules"].sort()
     write_json(partial / "adapter_config.json", config)
     sync_tree(partial)
+    crashpoint("before-result")
     shutil.rmtree(folder / "result", ignore_errors=True)
     partial.rename(folder / "result")
+    sync_folder(folder)
+    crashpoint("after-result")
 
 
 if __name__ == "__main__":
