@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "\ue000{}\ue001"  # private-use characters: in no template
+# Some templates write today's date: a prompt would then differ from the one that was trained.
+_STILL = "{% macro strftime_now(format) %}01 January 2026{% endmacro %}"
 
 
 class Encoder:
@@ -88,10 +89,9 @@ class Encoder:
         from jinja2 import TemplateError
 
         try:
-            # No reasoning before the answer, and no date of today in a prompt that was trained on another.
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=start_answer, enable_thinking=False,
-                strftime_now=date(2026, 1, 1).strftime)
+                messages, chat_template=_STILL + self.tokenizer.get_chat_template(), tokenize=False,
+                add_generation_prompt=start_answer, enable_thinking=False)
         except (TemplateError, ValueError, TypeError) as error:
             raise self._refuses(str(error)) from None
 

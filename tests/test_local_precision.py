@@ -1,0 +1,41 @@
+"""Products in bf16, all else in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from distillctl_local.precision import multiply_in_bf16
+from support.tiny_models import FAMILIES, tiny_model
+
+IDS = torch.arange(4, 60)[None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_logits_stay_close_to_fp32(family: str) -> None:
+    exact = tiny_model(family)(input_ids=IDS).logits
+    mixed = multiply_in_bf16(tiny_model(family))(input_ids=IDS).logits
+    assert mixed.dtype == torch.float32
+    assert (mixed - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@torch.inference_mode()
+def test_they_are_closer_than_those_of_a_model_wholly_in_bf16() -> None:
+    exact = tiny_model("qwen2")(input_ids=IDS).logits
+    mixed = multiply_in_bf16(tiny_model("qwen2"))(input_ids=IDS).logits
+    whole = tiny_model("qwen2").bfloat16()(input_ids=IDS).logits.float()
+    assert (mixed - exact).abs().mean() < 0.6 * (whole - exact).abs().mean()
+
+
+def test_a_model_loaded_in_bf16_gets_all_but_its_products_in_fp32() -> None:
+    model = multiply_in_bf16(tiny_model("qwen2").bfloat16())
+    head = model.get_output_embeddings()
+    for name, parameter in model.named_parameters():
+        product = name.endswith("_proj.weight")
+        assert parameter.dtype == (torch.bfloat16 if product else torch.float32), name
+    assert head.weight.dtype == torch.float32
+
+
+def test_tied_embeddings_stay_tied() -> None:
+    model = multiply_in_bf16(tiny_model("llama").bfloat16())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
