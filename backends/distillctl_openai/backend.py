@@ -157,13 +157,12 @@ class OpenAIBackend:
                 raise StudentError(Problem(
                     "is not there (any more) for this key", where=self._settings.host, value=student.model,
                     hint="models end with the model that they were tuned from; train again elsewhere"))
-        key = self._settings.api_key_env
+        key, base = self._settings.api_key_env, student.data.get("base_model")
         yield OpenAIPredictor(
             student.model, base_url=self._settings.base_url,
             api_key=Secret(key, self._env.secret(key) or "") if key else None,
             max_tokens=how.max_tokens, timeout=self._settings.timeout,
-            price=answer_price(student.model, str(student.data.get("base_model", student.model)),
-                               self._settings),
+            price=answer_price(student.model if base else None, str(base or student.model), self._settings),
             json_schema=task.json_schema, labels=task.labels)
 
     # --- the upload ---

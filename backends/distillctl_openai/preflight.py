@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
-from distillctl.prices import PricePoint, price_in_recipe, price_of, prompt_tokens_at_most
+from distillctl.prices import PricePoint, Rate, price_in_recipe, price_of, prompt_tokens_at_most
 from distillctl_openai.client import Failed, Service, is_name, key_problem, raise_for_account, unreachable
 from distillctl_openai.data import upload_rows
 from distillctl_openai.settings import OpenAISettings
@@ -22,6 +22,9 @@ MOST_BYTES = 512 * 1024 * 1024
 MOST_EPOCHS = 50
 CLOSING = date(2027, 1, 6)
 INSTEAD = "`backend: together`, `vertex`, `hf-jobs` or `local` trains on the same rows: change that one word"
+_TUNED = {  # not in the price table
+    model: PricePoint(rate, "the price file of LiteLLM 1.109.1", "2026-11-01") for model, rate in (
+        ("gpt-4.1-2025-04-14", Rate(3.0, 12.0)), ("gpt-4.1-mini-2025-04-14", Rate(0.8, 3.2)))}
 _SHOWN = 20  # most problems of one kind
 
 
@@ -58,8 +61,11 @@ def examine(job: TrainJob, model: str, settings: OpenAISettings, env: BackendEnv
         notes.append("offline: the model and the key were not looked up")
     else:
         _examine_model(model, settings, env, problems, warnings)
-    if answer_price(model, model, settings) is None:
-        warnings.append(f"what answers of a tuned {model} cost is not known: set backends.openai.price")
+    if answer_price(f"ft:{model}:of::us", model, settings) is None:
+        problems.append(Problem(
+            f"what answers of a tuned {model} cost is not known, so no budget could be kept",
+            field="backends.openai.price", hint="give it in US dollars per million tokens: {input: 0.8, "
+            "output: 3.2}; {input: 0, output: 0} for a server of your own"))
     return Preflight(tuple(problems), tuple(warnings), tuple(notes), cost, None, (settings.host,))
 
 
@@ -72,12 +78,13 @@ def epochs(job: TrainJob, settings: OpenAISettings) -> int:
     return max(1, math.ceil((job.train.max_steps or 1) * job.train.batch_size / max(1, job.rows)))
 
 
-def answer_price(tuned: str, base: str, settings: OpenAISettings) -> PricePoint | None:
-    """What one answer of a tuned model costs; of the base model itself where `tuned` is `base`."""
-    if settings.price is not None and tuned != base:
-        return price_in_recipe(settings.price)
+def answer_price(tuned: str | None, base: str, settings: OpenAISettings) -> PricePoint | None:
+    """What one answer costs: of the tuned model, or of the base model where `tuned` is None."""
     provider = "openai" if settings.is_openai else None
-    return price_of(tuned, provider, None if provider else settings.base_url)
+    own = price_in_recipe(settings.price) if settings.price else None
+    if tuned is None:
+        return price_of(base, provider, settings.base_url) or own
+    return own or price_of(tuned, provider, settings.base_url) or (_TUNED.get(base) if provider else None)
 
 
 def _length_in_words(job: TrainJob, settings: OpenAISettings) -> str:

@@ -32,7 +32,7 @@ class OpenAISettings(Strict):
     training_price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """US dollars per million trained tokens; no table has them. Null: unknown, and said so."""
     price: Price | None = None
-    """What the tuned model's answers cost, where the price table is wrong or has nothing."""
+    """What answers cost where the price table has nothing; the tuned model's also where it is wrong."""
     timeout: Annotated[float, Field(gt=0, le=60)] = 60.0
     """Seconds for each of connecting, sending and reading of one request."""
 

@@ -217,9 +217,10 @@ class OpenAIPart(ProviderPart):
             self.store.charge(job.account, "training", job.id, job.extra["tokens"], "tokens")
 
     def pointers(self, url: str) -> list[str]:
-        return ["export OPENAI_API_KEY=sandbox",
-                f"distillctl run RECIPE --backend openai --set backends.openai.model={self.base_models[0]} "
-                f"--set backends.openai.base_url={url}/v1"]
+        settings = {"model": self.base_models[0], "base_url": f"{url}/v1", "training_price": "0",
+                    "price": "{input: 0, output: 0}"}
+        return ["export OPENAI_API_KEY=sandbox", "distillctl run RECIPE --backend openai " + " ".join(
+            f"--set 'backends.openai.{name}={value}'" for name, value in settings.items())]
 
     # --- what is shown ---
 

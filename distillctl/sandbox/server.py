@@ -142,6 +142,7 @@ class _Drop(Exception):
 class _Handler(BaseHTTPRequestHandler):
     sandbox: Sandbox
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: two would wait for each other for 40 ms
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -151,7 +152,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
     def _serve(self) -> None:
-        body = self._body()
         url = urlsplit(self.path)
         found = match(self.sandbox.routes, self.command, url.path)
         name = found[0].name if found else "unknown"
@@ -160,15 +160,17 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.sandbox.faults.take(name)
             number = store.log(time.time(), name, self.command, url.path, f"{fault or ''}")
         try:
-            reply = self._reply(found, url.query, body, fault)
+            reply = self._reply(found, url.query, fault)
             store.answered(number, reply.status)
             self._send(reply, fault)
+            self.wfile.flush()
         except _Drop:
             self._drop()
 
-    def _reply(self, found: Any, query: str, body: bytes, fault: Fault | None) -> Reply:
+    def _reply(self, found: Any, query: str, fault: Fault | None) -> Reply:
         part = self.sandbox.part
         try:
+            body = self._body()
             self._before(fault)
             call = Call(self.command, self.path, {}, query_of(query), {
                 name.lower(): value for name, value in self.headers.items()}, body,
@@ -183,6 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(fault.number, "The server had an error while processing your request.")
         except Refused as refused:
             return Reply(part.error_body(refused), refused.status)
+        except (_Drop, OSError):
+            raise
+        except Exception as error:
+            refused = Refused(500, f"The sandbox failed: {type(error).__name__}: {error}")
+            return Reply(part.error_body(refused), 500)
         return made if isinstance(made, Reply) else Reply(made)
 
     def _before(self, fault: Fault | None) -> None:
@@ -206,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > MOST_BYTES:
             self.close_connection = True
-            return b""
+            raise Refused(413, f"A request has at most {MOST_BYTES} bytes.")
         return self.rfile.read(length)
 
     def _send(self, reply: Reply, fault: Fault | None) -> None:

@@ -36,6 +36,7 @@ class Store:
         self._depth = 0
         self._db = sqlite3.connect(folder / "state.db", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")  # outlives a kill; a power cut may take the last calls
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
