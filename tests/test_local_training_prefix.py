@@ -9,6 +9,7 @@ import pytest
 import torch
 from distillctl_local import lora, prefix
 from distillctl_local.data import Row, share_prefixes, tokens_per_step
+from distillctl_local.losses import LabelChoice, next_token
 from distillctl_local.models import facts_of
 from distillctl_local.prefix import accumulate, expected_ratio, why_not_shared
 from peft import LoraConfig, get_peft_model
@@ -75,7 +76,7 @@ class TestGradientsAreThePlainOnes:
         wanted = gradients(wrapped)
         if fused:
             assert lora.fuse(wrapped) > 0
-        assert accumulate(model, rows, micro_tokens) == pytest.approx(loss, rel=1e-5)
+        assert accumulate(model, rows, micro_tokens, next_token) == pytest.approx(loss, rel=1e-5)
         assert_same(gradients(wrapped), wanted)
 
     def test_with_one_prefix(self, family: str) -> None:
@@ -97,7 +98,7 @@ class TestGradientsInOtherShapes:
         wrapped, model = adapted("llama")
         loss = reference(model, rows)
         wanted = gradients(wrapped)
-        assert accumulate(model, rows, ALL) == pytest.approx(loss, rel=1e-5)
+        assert accumulate(model, rows, ALL, next_token) == pytest.approx(loss, rel=1e-5)
         assert_same(gradients(wrapped), wanted)
 
     def test_with_kinds_that_share_and_rows_that_do_not(self) -> None:
@@ -105,7 +106,7 @@ class TestGradientsInOtherShapes:
         wrapped, model = adapted("llama")
         reference(model, rows)
         wanted = gradients(wrapped)
-        accumulate(model, rows, ALL)
+        accumulate(model, rows, ALL, next_token)
         assert_same(gradients(wrapped), wanted)
 
     @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
@@ -115,7 +116,7 @@ class TestGradientsInOtherShapes:
         wrapped, model = adapted(family)
         reference(model, rows)
         wanted = gradients(wrapped)
-        accumulate(model, rows, ALL)
+        accumulate(model, rows, ALL, next_token)
         assert_same(gradients(wrapped), wanted)
 
     def test_of_a_prompt_that_is_nothing_but_the_prefix(self) -> None:
@@ -126,13 +127,44 @@ class TestGradientsInOtherShapes:
         wrapped, model = adapted("llama")
         reference(model, shared)
         wanted = gradients(wrapped)
-        accumulate(model, shared, ALL)
+        accumulate(model, shared, ALL, next_token)
         assert_same(gradients(wrapped), wanted)
 
     def test_the_model_is_left_as_it_was(self) -> None:
         _, model = adapted("llama")
-        accumulate(model, share_prefixes(make_rows(), 7), ALL)
+        accumulate(model, share_prefixes(make_rows(), 7), ALL, next_token)
         assert model.config._attn_implementation == "eager"
+
+
+class TestLabelChoice:
+    LABELS = ((5, 6, 2), (5, 7, 8, 2), (9, 2), (5, 6, 7, 2))
+
+    def rows(self) -> list[Row]:
+        return [Row([11, 12, *label], list(label)) for label in self.LABELS]
+
+    def test_is_the_likelihood_among_the_labels_plus_a_share_of_the_rest(self) -> None:
+        """Against the sum over the labels' whole sequences, each step restricted to what labels allow."""
+        logits = torch.randn(sum(map(len, self.LABELS)), 20, generator=torch.Generator().manual_seed(0))
+        wanted = at = 0
+        for label in self.LABELS:
+            for number, token in enumerate(label):
+                possible = sorted({other[number] for other in self.LABELS
+                                   if other[:number] == label[:number] and len(other) > number})
+                log_p = logits[at].log_softmax(-1)
+                inside = log_p[possible].logsumexp(0)
+                wanted += (inside - log_p[token]) - LabelChoice.OTHERS * inside
+                at += 1
+        assert LabelChoice(self.LABELS)(logits, self.rows()) == pytest.approx(float(wanted), rel=1e-5)
+
+    def test_gradients_with_a_shared_prefix_are_those_without(self) -> None:
+        rows = [Row([*range(100, 130), number + 20, *label], list(label))
+                for number, label in enumerate(self.LABELS)]
+        wrapped, model = adapted("llama")
+        loss = LabelChoice(self.LABELS)
+        whole = accumulate(model, rows, ALL, loss)
+        wanted = gradients(wrapped)
+        assert accumulate(model, share_prefixes(rows, 4), ALL, loss) == pytest.approx(whole, rel=1e-5)
+        assert_same(gradients(wrapped), wanted)
 
 
 class TestRefusals:
@@ -140,7 +172,7 @@ class TestRefusals:
         _, model = adapted("llama")
         model.gradient_checkpointing_enable()
         with pytest.raises(ValueError, match="checkpointing"):
-            accumulate(model, share_prefixes(make_rows(), 7), ALL)
+            accumulate(model, share_prefixes(make_rows(), 7), ALL, next_token)
 
     @pytest.fixture
     def shared(self) -> list[Row]:

@@ -90,6 +90,7 @@ class LocalBackend:
                 "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
                 "digest": job.digest, "created": self._env.clock(),
                 "train": job.train.model_dump(mode="json"),
+                "labels": [job.task.target(label) for label in job.task.labels],
                 "settings": self._settings.model_dump(mode="json")})
             sync_tree(partial)
         except OSError as error:

@@ -22,11 +22,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local.data import Row, tokens_per_step
+from distillctl_local.losses import Loss
 from distillctl_local.models import ModelFacts
 
 NAME = "distillctl_shared_prefix"
@@ -145,25 +146,33 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Ten
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
-def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -> float:
+def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, loss: Loss) -> float:
     """Add the gradients of one optimiser step to the parameters; returns its loss.
 
-    The loss is the mean over the step's supervised tokens. A row's `prefix` says what it shares; 0 computes
-    it whole. micro_tokens: most tokens computed at once beside a prefix.
+    That is the mean of `loss` over the step's supervised tokens. A row's `prefix` says what it shares; 0
+    computes it whole. micro_tokens: most tokens computed at once beside a prefix.
     """
     total = sum(len(row.completion) for row in rows)
-    loss = 0.0
+    found = 0.0
     by_prefix = sorted(rows, key=lambda row: row.ids[:row.prefix])
-    for prefix, kind in groupby(by_prefix, key=lambda row: row.ids[:row.prefix]):
-        if prefix:
-            loss += _accumulate_shared(model, prefix, list(kind), total, micro_tokens)
-        else:
-            loss += _accumulate_whole(model, list(kind), total, micro_tokens)
-    return loss
+    for prefix, group in groupby(by_prefix, key=lambda row: row.ids[:row.prefix]):
+        kind = list(group)
+        parts = (_shared_parts(model, prefix, kind, micro_tokens) if prefix
+                 else _whole_parts(model, kind, micro_tokens))
+        for hidden, batch in parts:
+            part = loss(_logits(model, hidden), batch) / total
+            part.backward()
+            found += part.item()
+    return found
 
 
-def _accumulate_shared(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[Row], total: int,
-                       micro_tokens: int) -> float:
+Parts = Iterator[tuple[torch.Tensor, list[Row]]]
+"""Micro-batches as they are asked for: the hidden states that predict their supervised tokens, and their
+rows. The consumer runs each one's backward before it asks for the next."""
+
+
+def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[Row],
+                  micro_tokens: int) -> Parts:
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     ids = torch.tensor([prefix], device=model.device)
@@ -172,19 +181,14 @@ def _accumulate_shared(model: PreTrainedModel, prefix: Sequence[int], rows: Sequ
         _backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = [(layer.keys, layer.values) for layer in cache.layers]
     leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
-    loss = 0.0
     for batch in _micro_batches(rows, micro_tokens):
-        part = _rest_loss(model, batch, leaves) / total
-        part.backward()
-        loss += part.item()
+        yield _rest(model, batch, leaves), batch
     torch.autograd.backward([part for pair in states for part in pair],
                             [part.grad for pair in leaves for part in pair])
-    return loss
 
 
-def _accumulate_whole(model: PreTrainedModel, rows: Sequence[Row], total: int, micro_tokens: int) -> float:
+def _whole_parts(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -> Parts:
     """Whole rows, right-padded."""
-    loss = 0.0
     for batch in _micro_batches(rows, micro_tokens):
         width = max(row.rest for row in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -197,13 +201,11 @@ def _accumulate_whole(model: PreTrainedModel, rows: Sequence[Row], total: int, m
             places += range(end - len(row.completion), end)
         hidden = _backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                                   use_cache=False).last_hidden_state
-        part = _loss(model, hidden.flatten(0, 1)[places], batch) / total
-        part.backward()
-        loss += part.item()
-    return loss
+        yield hidden.flatten(0, 1)[places], batch
 
 
-def _rest_loss(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValue]) -> torch.Tensor:
+def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValue]) -> torch.Tensor:
+    """Hidden states that predict the supervised tokens, from a pass over what follows the prefix."""
     prefix = batch[0].prefix
     rests = [row.ids[prefix:-1] for row in batch]
     device = model.device
@@ -219,17 +221,13 @@ def _rest_loss(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[Ke
     for row, rest in zip(batch, rests, strict=True):
         end += len(rest)
         places += range(end - len(row.completion), end)
-    return _loss(model, hidden[0, places], batch)
+    return hidden[0, places]
 
 
-def _loss(model: PreTrainedModel, hidden: torch.Tensor, batch: Sequence[Row]) -> torch.Tensor:
-    """Summed cross-entropy of the supervised tokens; hidden: one row for each of them."""
+def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    labels = torch.tensor([token for row in batch for token in row.completion], device=logits.device)
-    return cross_entropy(logits, labels, reduction="sum")
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[_Group]:

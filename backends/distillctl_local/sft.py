@@ -9,6 +9,7 @@ import torch
 from trl import SFTTrainer
 
 from distillctl_local.data import Row
+from distillctl_local.losses import Loss
 from distillctl_local.prefix import accumulate
 
 
@@ -16,10 +17,10 @@ class SharedPrefixTrainer(SFTTrainer):
     """Trains on rows that are tokenised already; `per_device_train_batch_size` is the whole optimiser step.
 
     Optimiser, schedule, clipping, checkpoints and logging stay TRL's. micro_tokens: most tokens computed
-    at once; halved when the GPU's memory does not hold them, and `tell` says so.
+    at once; halved when the GPU's memory does not hold them, and `tell` says so. loss: see losses.py.
     """
 
-    def __init__(self, *args: Any, rows: Sequence[Row], micro_tokens: int,
+    def __init__(self, *args: Any, rows: Sequence[Row], micro_tokens: int, loss: Loss,
                  tell: Callable[[str], None], **kwargs: Any) -> None:
         from datasets import Dataset
 
@@ -29,6 +30,7 @@ class SharedPrefixTrainer(SFTTrainer):
         super().__init__(*args, train_dataset=data, data_collator=self._pick, **kwargs)
         self._rows = rows
         self._micro_tokens = micro_tokens
+        self._loss = loss
         self._tell = tell
 
     def _pick(self, features: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -42,7 +44,7 @@ class SharedPrefixTrainer(SFTTrainer):
         rows = inputs["rows"]
         while True:
             try:
-                loss = accumulate(base, rows, self._micro_tokens)
+                loss = accumulate(base, rows, self._micro_tokens, self._loss)
                 return torch.tensor(loss, device=self.args.device)
             except torch.OutOfMemoryError:
                 if self._micro_tokens <= max(row.rest for row in rows):

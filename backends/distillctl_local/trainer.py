@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from distillctl_local.data import Row
+    from distillctl_local.losses import Loss
     from distillctl_local.models import ModelFacts
 
 CHECKPOINTS = "checkpoints"
@@ -88,6 +89,7 @@ def train(folder: Path, events: Events) -> None:
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
     from distillctl_local.hardware import choose
+    from distillctl_local.losses import LabelChoice, next_token
     from distillctl_local.models import facts_of, load_base, load_tokenizer
 
     if settings.threads:
@@ -97,11 +99,17 @@ def train(folder: Path, events: Events) -> None:
     tokenizer = load_tokenizer(job["model"], job["revision"])
     model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager")
     facts = facts_of(model.config)
-    rows = encode_rows(folder / "train.jsonl", Encoder(tokenizer), min(spec.max_length, facts.context))
+    encoder = Encoder(tokenizer)
+    rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = _share(rows, facts, spec, settings)
     events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
     adapted = add_adapter(model, spec)
-    _fit(folder, events, adapted, tokenizer, rows, spec, settings)
+    if settings.learn == "choice" and not job["labels"]:
+        raise UsageError(Problem("there are no labels to choose from", field="backends.local.learn",
+                                 value="choice", hint="use auto"))
+    choice = settings.learn != "tokens" and job["labels"]
+    loss = LabelChoice([encoder.completion(label) for label in job["labels"]]) if choice else next_token
+    _fit(folder, events, adapted, tokenizer, rows, loss, spec, settings)
     _save(folder, adapted, job)
     seconds = time.monotonic() - started
     events.tell(f"trained in {seconds:.0f} s")
@@ -150,8 +158,8 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
     return adapted
 
 
-def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], spec: TrainSpec,
-         settings: LocalSettings) -> None:
+def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], loss: Loss,
+         spec: TrainSpec, settings: LocalSettings) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig
 
@@ -191,7 +199,7 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
 
     trainer = SharedPrefixTrainer(
         model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows,
-        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"))
+        micro_tokens=settings.micro_tokens, loss=loss, tell=lambda message: events.tell(message, "warning"))
     resume = _last_checkpoint(folder / CHECKPOINTS)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")

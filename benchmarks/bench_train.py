@@ -1,0 +1,182 @@
+"""Training time and memory on a bounded task: TRL as it comes, TRL tuned, and distillctl.
+
+    python benchmarks/bench_train.py [--steps 6] [--batch 16] [--prefix 400] [--recipe recipes/routing.yaml]
+
+All train the same adapter (rank, learning rate, seed of the recipe) on the same rows in the same order, so
+that their losses can be compared step by step. Each runs in a process of its own; memory is the peak
+resident set of that process, time the median of the steps after the first. Run it on an idle machine.
+--prefix puts recorded examples before the prompt until it begins with that many tokens on every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from distillctl_local.settings import LocalSettings
+
+from distillctl.data import load_splits
+from distillctl.recipe.load import load_recipe
+from distillctl.store.files import write_json, write_jsonl
+
+WAYS = {
+    "trl": "TRL SFTTrainer, default settings",
+    "trl-tuned": "TRL SFTTrainer, bf16 weights, no checkpointing, micro-batches of 4",
+    "whole": "distillctl, shared prefix off",
+    "shared": "distillctl",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/routing.yaml"))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--prefix", type=int, default=0, help="tokens that every prompt shall begin with")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--child", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        train_with_trl(args.child[0], Path(args.child[1]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = prepare(args, Path(folder))
+        say(f"{args.steps} steps of {args.batch} rows on {processor()}, {os.cpu_count()} cores")
+        behind = f", prompts behind {args.prefix} tokens" if args.prefix else ""
+        say(f"{rows} rows of {args.recipe}{behind}\n")
+        say("| | s/step | examples/s | peak memory | loss at the last steps | speed |")
+        say("|---|---|---|---|---|---|")
+        first = None
+        for way in args.ways:
+            seconds, losses, peak = measure(way, Path(folder))
+            first = first or seconds
+            say(f"| {WAYS[way]} | {seconds:.2f} | {args.batch / seconds:.1f} | {peak / 2**30:.1f} GiB "
+                f"| {statistics.mean(losses[-3:]):.4f} | {first / seconds:.1f}× |")
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> int:
+    """Write the job that all ways train: the gold answers of the recipe's training rows."""
+    loaded = load_recipe(args.recipe)
+    splits, _ = load_splits(loaded.recipe.data, loaded.task, loaded.resolve)
+    task = loaded.task
+    before = shared_text(args, task, splits["train"])
+    rows = []
+    for example in splits["train"]:
+        messages = task.render(example.fields, example.source)
+        messages[-1] = {**messages[-1], "content": before + messages[-1]["content"]}
+        rows.append({"id": example.id, "messages": messages, "completion": task.target(example.expected),
+                     "source": example.source})
+    write_jsonl(folder / "train.jsonl", rows)
+    train = loaded.recipe.train.model_dump(mode="json") | {
+        "epochs": None, "max_steps": args.steps, "batch_size": args.batch}
+    write_json(folder / "job.json", {
+        "name": "bench", "model": loaded.recipe.student.model, "revision": None, "rows": len(rows),
+        "labels": [], "train": train})
+    return len(rows)
+
+
+def shared_text(args: argparse.Namespace, task, examples) -> str:
+    """Worked examples, as many as make `--prefix` tokens."""
+    if not args.prefix:
+        return ""
+    from distillctl_local.models import load_tokenizer
+
+    tokenizer = load_tokenizer(load_recipe(args.recipe).recipe.student.model)
+    text = ""
+    for example in examples:
+        if len(tokenizer(text).input_ids) >= args.prefix:
+            break
+        first = next(value for value in example.fields.values() if isinstance(value, str) and value)
+        text += f"{first} -> {task.target(example.expected)}\n"
+    return text + "\n"
+
+
+def measure(way: str, job: Path) -> tuple[float, list[float], int]:
+    """Median seconds of a step, losses, and peak memory in bytes of one training in its own process."""
+    folder = job / way
+    folder.mkdir()
+    for name in ("train.jsonl", "job.json"):
+        (folder / name).write_bytes((job / name).read_bytes())
+    if way.startswith("trl"):
+        command = [sys.executable, __file__, "--child", way, str(folder)]
+    else:
+        settings = LocalSettings(shared_prefix="on" if way == "shared" else "off", checkpoint_steps=100_000)
+        described = json.loads((folder / "job.json").read_text())
+        write_json(folder / "job.json", described | {"settings": settings.model_dump(mode="json")})
+        command = [sys.executable, "-m", "distillctl_local.trainer", str(folder)]
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log,
+                                 env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = status
+    if status:
+        raise SystemExit(f"{way} failed:\n{(folder / 'log').read_text()[-2000:]}")
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row["data"]]
+    times = [b["time"] - a["time"] for a, b in pairwise(steps)]
+    return statistics.median(times), [row["data"]["loss"] for row in steps], usage.ru_maxrss * 1024
+
+
+def train_with_trl(way: str, folder: Path) -> None:
+    """TRL's own trainer on the same tokens; one line per step, as distillctl's trainer writes them."""
+    import torch
+    from datasets import Dataset
+    from distillctl_local.data import encode_rows
+    from distillctl_local.encode import Encoder
+    from distillctl_local.models import load_base, load_tokenizer
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    job = json.loads((folder / "job.json").read_text())
+    train = job["train"]
+    tuned = way == "trl-tuned"
+    tokenizer = load_tokenizer(job["model"])
+    model = load_base(job["model"], dtype=torch.bfloat16 if tuned else torch.float32, device="cpu")
+    rows = encode_rows(folder / "train.jsonl", Encoder(tokenizer), train["max_length"])
+    data = Dataset.from_dict({
+        "input_ids": [row.ids for row in rows],
+        "labels": [[-100] * (len(row.ids) - len(row.completion)) + row.completion for row in rows]})
+    settings = {"gradient_checkpointing": False, "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": train["batch_size"] // 4} if tuned else {
+                    "per_device_train_batch_size": train["batch_size"]}
+    config = SFTConfig(
+        output_dir=str(folder / "out"), max_steps=train["max_steps"], learning_rate=train["learning_rate"],
+        lr_scheduler_type=train["schedule"], warmup_steps=train["warmup"], seed=train["seed"],
+        data_seed=train["seed"], logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
+        disable_tqdm=True, **settings)
+
+    class Write(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_) -> None:
+            if "loss" in logs:
+                with (folder / "events.jsonl").open("a") as file:
+                    file.write(json.dumps({"time": time.time(), "data": {"loss": logs["loss"]}}) + "\n")
+
+    SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Write()],
+               peft_config=LoraConfig(r=train["lora"]["rank"], lora_alpha=train["lora"]["alpha"],
+                                      target_modules="all-linear", task_type="CAUSAL_LM")).train()
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return "an unknown processor"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
