@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from distillctl_local import lora, prefix
-from distillctl_local.data import Row, share_prefixes, tokens_per_step
+from distillctl_local.data import Row
 from distillctl_local.losses import LabelChoice, next_token
 from distillctl_local.models import facts_of
-from distillctl_local.prefix import accumulate, expected_ratio, why_not_shared
+from distillctl_local.prefix import accumulate
+from distillctl_local.sharing import expected_ratio, share_prefixes, tokens_per_step, why_not_shared
 from peft import LoraConfig, get_peft_model
 from support.tiny_models import FAMILIES, tiny_model
 from torch.nn.functional import cross_entropy

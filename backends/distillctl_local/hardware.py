@@ -26,6 +26,11 @@ def choose(settings: LocalSettings) -> tuple[str, torch.dtype]:
     return device, torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU seems to be there; torch may still lack what it needs for it."""
+    return Path("/dev/nvidia0").exists()
+
+
 @cache
 def cpu_computes_bf16() -> bool:
     """Whether the processor multiplies bf16 natively; where it does not, bf16 is slower than fp32."""

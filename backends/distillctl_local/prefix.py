@@ -26,38 +26,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from distillctl_local.data import Row, tokens_per_step
+from distillctl_local.data import Row
 from distillctl_local.losses import Loss
-from distillctl_local.models import ModelFacts
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
-WORTH_IT = 1.15  # expected ratio below which sharing is not worth its bookkeeping
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
-
-
-def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> str | None:
-    """Why sharing prefixes would be wrong for this model and data; None where it is exact."""
-    longest = max(len(row.ids) for row in rows)
-    if dropout > 0:
-        return f"LoRA dropout is {dropout:g}: every row would get the prefix's one mask"
-    if facts.linear_attention:
-        return f"{facts.family} has layers that keep a state instead of keys and values"
-    if facts.sliding_window is not None and facts.sliding_window < longest:
-        return f"{facts.family} sees {facts.sliding_window} tokens back, the longest row has {longest}"
-    if any(row.prefix > len(row.ids) - len(row.completion) - 1 for row in rows):
-        return "tokens that are learnt lie in the prefix"
-    if not any(row.prefix for row in rows):
-        return "the prompts do not begin alike"
-    return None
-
-
-def expected_ratio(rows: Sequence[Row], batch_size: int) -> float:
-    """Tokens that a step computes without sharing, for each that it computes with it."""
-    whole = batch_size * sum(len(row.ids) - 1 for row in rows) / len(rows)
-    return whole / tokens_per_step(rows, batch_size)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from distillctl_local.data import Row
     from distillctl_local.losses import Loss
-    from distillctl_local.models import ModelFacts
 
 CHECKPOINTS = "checkpoints"
 WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
@@ -91,6 +90,7 @@ def train(folder: Path, events: Events) -> None:
     from distillctl_local.hardware import choose
     from distillctl_local.losses import LabelChoice, next_token
     from distillctl_local.models import facts_of, load_base, load_tokenizer
+    from distillctl_local.sharing import choose_prefixes
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -101,7 +101,7 @@ def train(folder: Path, events: Events) -> None:
     facts = facts_of(model.config)
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
-    rows, method = _share(rows, facts, spec, settings)
+    rows, method = choose_prefixes(rows, facts, spec, settings)
     events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
     adapted = add_adapter(model, spec)
     if settings.learn == "choice" and not job["labels"]:
@@ -115,28 +115,6 @@ def train(folder: Path, events: Events) -> None:
     events.tell(f"trained in {seconds:.0f} s")
     write_json(folder / "done.json",
                {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
-
-
-def _share(rows: list[Row], facts: ModelFacts, spec: TrainSpec,
-           settings: LocalSettings) -> tuple[list[Row], str]:
-    """The rows with their shared prefixes, or without where that is wrong or not wanted; and which."""
-    from distillctl_local.data import share_prefixes
-    from distillctl_local.prefix import WORTH_IT, expected_ratio, why_not_shared
-
-    if settings.shared_prefix == "off":
-        return rows, "every row is computed whole: the shared prefix is switched off"
-    shared = share_prefixes(rows, spec.batch_size)
-    if why := why_not_shared(facts, shared, spec.lora.dropout):
-        if settings.shared_prefix == "on":
-            raise UsageError(Problem(f"a shared prefix is not possible: {why}",
-                                     field="backends.local.shared_prefix", value="on", hint="use auto"))
-        return rows, f"every row is computed whole: {why}"
-    ratio = expected_ratio(shared, spec.batch_size)
-    if settings.shared_prefix == "auto" and ratio < WORTH_IT:
-        return rows, "every row is computed whole: the prompts begin alike for too few tokens"
-    lengths = sorted({row.prefix for row in shared if row.prefix})
-    return shared, (f"prompts begin alike for {' or '.join(map(str, lengths))} tokens, computed once a step: "
-                    f"{ratio:.1f}× fewer tokens")
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:

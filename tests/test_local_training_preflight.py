@@ -1,0 +1,112 @@
+"""What is known before training: problems with their places, and what was chosen and why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distillctl_local import preflight
+from distillctl_local.backend import LocalBackend
+from distillctl_local.models import ModelFacts
+from distillctl_local.preflight import adapter_parameters, memory_needed
+from support.tiny_models import save_tiny_model, tiny_model
+
+from distillctl.backend import BackendEnv, Preflight
+from distillctl.recipe.models import LoraSpec, TrainSpec
+from distillctl.testing.examples import example_job
+
+SMOLLM2 = ModelFacts(family="llama", hidden_size=576, intermediate_size=1536, layers=30, heads=9, kv_heads=3,
+                     head_dim=64, vocab=49152, context=8192, parameters=134_515_008)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def examine(folder: Path, model: str, train: TrainSpec | None = None, offline: bool = False,
+            **settings: object) -> Preflight:
+    env = BackendEnv(folder / "workspace", lambda name: None, time.time, offline)
+    train = train or TrainSpec(epochs=2, batch_size=8)
+    job = example_job(folder, "classification", model, train)
+    return LocalBackend(LocalBackend.Settings(**{"device": "cpu", **settings}), env).preflight(job)
+
+
+def test_plan_says_what_was_chosen_and_how_long_it_takes(tmp_path: Path, model: str) -> None:
+    found = examine(tmp_path, model)
+    assert found.problems == ()
+    assert any("on the processor" in note for note in found.notes)
+    assert any("begin alike" in note and "fewer tokens" in note for note in found.notes)
+    assert any("GiB of memory" in note for note in found.notes)
+    assert 0 < found.duration_s[0] < found.duration_s[1]
+    assert found.cost_usd == (0.0, 0.0)
+    assert found.sends_to == ()
+
+
+def test_plan_says_why_a_prefix_is_not_shared(tmp_path: Path, model: str) -> None:
+    found = examine(tmp_path, model, TrainSpec(lora=LoraSpec(dropout=0.1)))
+    assert any("computed whole: LoRA dropout is 0.1" in note for note in found.notes)
+
+
+def test_a_prefix_that_cannot_be_shared_is_a_problem_where_it_was_asked_for(tmp_path: Path,
+                                                                           model: str) -> None:
+    found = examine(tmp_path, model, TrainSpec(lora=LoraSpec(dropout=0.1)), shared_prefix="on")
+    assert [problem.field for problem in found.problems] == ["backends.local.shared_prefix"]
+
+
+def test_rows_that_are_too_long_are_named(tmp_path: Path, model: str) -> None:
+    found = examine(tmp_path, model, TrainSpec(max_length=60))
+    assert found.problems[0].where == "notes.jsonl:1"
+    assert "and 14 more rows" in found.problems[-1].what
+
+
+def test_a_model_that_is_not_here_is_a_problem_offline(tmp_path: Path) -> None:
+    (problem,) = examine(tmp_path, "nobody/no-such-model", offline=True).problems
+    assert problem.field == "student.model"
+
+
+def test_too_little_memory_is_a_problem(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "memory_available", lambda: 2**20)
+    (problem,) = examine(tmp_path, model).problems
+    assert "GiB of memory" in problem.what
+
+
+def test_the_adapter_is_counted_as_peft_counts_it() -> None:
+    from distillctl_local.models import facts_of
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("llama")
+    facts = facts_of(model.config)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    assert adapter_parameters(facts, 4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_memory_follows_the_base_the_adapter_and_the_tokens() -> None:
+    """Each part of the formula by itself, for the student of the demo."""
+    train = TrainSpec(lora=LoraSpec(rank=16))
+    base = memory_needed(SMOLLM2, train, 2, 0)
+    assert memory_needed(SMOLLM2, train, 4, 0) - base == 2 * SMOLLM2.parameters
+    more = memory_needed(SMOLLM2, train.model_copy(update={"lora": LoraSpec(rank=32)}), 2, 0) - base
+    assert more == 16 * adapter_parameters(SMOLLM2, 16)
+    assert memory_needed(SMOLLM2, train, 2, 2000) > memory_needed(SMOLLM2, train, 2, 1000) > base
+
+
+def test_preflight_needs_no_torch(tmp_path: Path, model: str) -> None:
+    code = f"""
+import sys, time
+from pathlib import Path
+from distillctl.backend import BackendEnv
+from distillctl.recipe.models import TrainSpec
+from distillctl.testing.examples import example_job
+from distillctl_local.backend import LocalBackend
+folder = Path({str(tmp_path)!r})
+job = example_job(folder, "classification", {model!r}, TrainSpec())
+backend = LocalBackend(LocalBackend.Settings(), BackendEnv(folder, lambda name: None, time.time))
+assert any("begin alike" in note for note in backend.preflight(job).notes)
+print(*[name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
