@@ -121,8 +121,7 @@ class OpenAIPart(ProviderPart):
 
     @route("GET", "/v1/fine_tuning/jobs", "jobs.list")
     def list_jobs(self, call: Call) -> JSON:
-        wanted = {found[1]: text for name, text in call.query.items()
-                  if (found := re.fullmatch(r"metadata\[(.*)\]", name))}
+        wanted = _filter(call)
         found = [job for job in self.jobs.listing(call)
                  if wanted.items() <= (job.request.get("metadata") or {}).items()]
         return _page(call, [self._public(job, self.jobs.word(job)) for job in found], default=20, most=100)
@@ -305,6 +304,12 @@ class OpenAIPart(ProviderPart):
 
 
 # --- pages and answers ----------------------------------------------------------------------------------
+
+
+def _filter(call: Call) -> dict[str, str]:
+    """The metadata that a listing must have: `metadata[key]=value`."""
+    return {found[1]: text for name, text in call.query.items()
+            if (found := re.fullmatch(r"metadata\[(.*)\]", name))}
 
 
 def _page(call: Call, rows: list[JSON], default: int, most: int) -> JSON:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from distillctl import registry
 from distillctl.backend import TERMINAL, BackendEnv, StudentRef, TrainJob
-from distillctl.errors import DistillctlError
+from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.jobs import new_token
 from distillctl.recipe.models import (
     ClassificationSpec,
@@ -67,7 +67,8 @@ class BackendTuner:
     def __init__(self, backend: str) -> None:
         self.backend = registry.load(backend)
         if self.backend.capabilities.data_leaves_machine:
-            raise ValueError(f"{backend} does not train on this machine")
+            raise UsageError(Problem("does not train on this machine", field="--student", value=backend,
+                                     hint="take local, linear or nearest"))
 
     def train(self, rows: Path, epochs: int, into: Path, report: Report, stop: threading.Event) -> None:
         try:
