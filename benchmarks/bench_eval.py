@@ -1,0 +1,152 @@
+"""Evaluation speed on a bounded task: one `generate` call per example, as in many a tutorial, and distillctl.
+
+    python benchmarks/bench_eval.py [RUN] [--limit 60] [--recipe recipes/routing.yaml] [--ways loop one batch]
+
+RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
+untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
+which a way's parsed answer is that of the first way. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all ways: threads that spin disturb each other
+
+from distillctl.backend import StudentRef
+from distillctl.data import load_splits
+from distillctl.recipe.load import load_recipe
+from distillctl.recipe.models import EvaluateSpec
+from distillctl.store.files import read_json
+from distillctl.task import Task
+from distillctl.types import Message, Request
+
+WAYS = {
+    "loop": "transformers + PEFT, one generate call per example",
+    "loop-batched": "transformers + PEFT, generate on padded batches of 16",
+    "one": "distillctl, one at a time",
+    "batch": "distillctl, in batches",
+    "free": "distillctl, answers generated freely, in batches",
+}
+ANSWER = 10  # most tokens of a generated label
+WARM = 3  # examples before the clock starts
+
+Prompts = list[list[Message]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/routing.yaml"))
+    parser.add_argument("--limit", type=int, default=60, help="items of the test split")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    args = parser.parse_args()
+    loaded = load_recipe(args.recipe)
+    task = loaded.task
+    splits, _ = load_splits(loaded.recipe.data, task, loaded.resolve)
+    items = splits["test"][:args.limit]
+    prompts = [task.render(item.fields, item.source) for item in items]
+    student = StudentRef("local", "model", loaded.recipe.student.model)
+    if args.run:
+        student = StudentRef.from_json(read_json(args.run / "student.json"))
+    folder = args.run / "student" if args.run else Path()
+    say(f"{len(items)} test items of {args.recipe}, {student.kind} on {student.model}, "
+        f"{processor()}, {os.cpu_count()} cores\n")
+    say("| | ms/example | examples/s | speed | same | right |")
+    say("|---|---|---|---|---|---|")
+    first = None
+    for way in args.ways:
+        answers, seconds = measure(way, student, folder, task, prompts)
+        values = [task.parse(answer).value for answer in answers]
+        first = first or (seconds, values)
+        same = sum(a == b for a, b in zip(values, first[1], strict=True)) / len(items)
+        right = sum(task.score(value, item.expected).correct
+                    for value, item in zip(values, items, strict=True)) / len(items)
+        each = seconds / len(items)
+        say(f"| {WAYS[way]} | {each * 1e3:.0f} | {1 / each:.1f} | {first[0] / seconds:.1f}× "
+            f"| {same:.1%} | {right:.1%} |")
+
+
+def measure(way: str, student: StudentRef, folder: Path, task: Task,
+            prompts: Prompts) -> tuple[list[str | None], float]:
+    """What one way answers, and how long it takes in seconds; loading and warming up are not counted."""
+    if way.startswith("loop"):
+        answer = tutorial(student, folder, batch=16 if way == "loop-batched" else 1)
+        answer(prompts[:WARM])
+        return timed(answer, prompts)
+    from distillctl_local.predictor import open_local
+
+    how = EvaluateSpec(generate=way == "free", max_tokens=ANSWER)
+    with open_local(student, folder, task, how) as predictor:
+        size = 1 if way == "one" else predictor.max_batch
+
+        def answer(some: Prompts) -> list[str | None]:
+            return asyncio.run(ask(predictor, some, size))
+
+        answer(prompts[:WARM])
+        return timed(answer, prompts)
+
+
+def timed(answer: Callable[[Prompts], list[str | None]], prompts: Prompts) -> tuple[list[str | None], float]:
+    started = time.perf_counter()
+    answers = answer(prompts)
+    return answers, time.perf_counter() - started
+
+
+async def ask(predictor: Any, prompts: Prompts, size: int) -> list[str | None]:
+    requests = [Request(str(number), messages) for number, messages in enumerate(prompts)]
+    answers = []
+    for start in range(0, len(requests), size):
+        answers += await predictor.answer(requests[start:start + size])
+    return [answer.output for answer in answers]
+
+
+def tutorial(student: StudentRef, folder: Path, batch: int) -> Callable[[Prompts], list[str | None]]:
+    """The usual loop: load, add the adapter, encode, generate, decode; in the weights' own precision."""
+    import torch
+    from distillctl_local.encode import Encoder
+    from distillctl_local.models import load_base, load_tokenizer
+
+    tokenizer = load_tokenizer(student.model)
+    model = load_base(student.model, dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
+    if student.kind == "adapter":
+        model.load_adapter(str(folder / (student.path or ".")))
+    encoder = Encoder(tokenizer)
+
+    def answer(prompts: Prompts) -> list[str | None]:
+        found = []
+        for start in range(0, len(prompts), batch):
+            ids = [encoder.prompt(messages) for messages in prompts[start:start + batch]]
+            inputs = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+            inputs = inputs.to(model.device)
+            with torch.inference_mode():
+                outputs = model.generate(**inputs, max_new_tokens=ANSWER, do_sample=False)
+            found += tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1]:],
+                                            skip_special_tokens=True)
+        return found
+
+    return answer
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "an unknown processor"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
