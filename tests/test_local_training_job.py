@@ -109,6 +109,13 @@ class TestTraining:
                    if "loss" in event.data] for desk in (ended, whole)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
+    def test_other_ways_of_lora_train_another_adapter(self, ended: Desk, tmp_path: Path, model: str) -> None:
+        desk = Desk(tmp_path, model, rslora=True, lora_plus=4.0)
+        assert desk.until(desk.submit()).state == "succeeded", desk.events()
+        config = json.loads((desk.jobs_folder() / "result" / "adapter_config.json").read_text())
+        assert config["use_rslora"] is True
+        assert digest_tree(desk.jobs_folder() / "result") != digest_tree(ended.jobs_folder() / "result")
+
     def test_no_secret_reaches_the_trainer(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "canary-of-a-key")
         monkeypatch.setenv("HF_TOKEN", "canary-of-a-token")
@@ -220,6 +227,50 @@ class TestJobs:
         path.write_text("{}\n")
         assert desk.backend.stage(desk.job) == staged
         assert digest_file(path) == desk.job.digest
+
+
+def test_a_gpu_that_is_full_gets_smaller_micro_batches(model: str, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own error, raised where a GPU without room would raise it."""
+    import torch
+    from distillctl_local import sft
+    from distillctl_local.data import Row
+    from distillctl_local.losses import next_token
+    from distillctl_local.models import load_base, load_tokenizer
+    from distillctl_local.prefix import accumulate
+    from distillctl_local.trainer import add_adapter
+    from trl import SFTConfig
+
+    tried: list[int] = []
+    room = 64
+    rows = [Row([*range(10, 40), number, 2], [number, 2]) for number in range(50, 54)]
+
+    def full(base, rows, micro_tokens, loss):
+        tried.append(micro_tokens)
+        found = accumulate(base, rows, micro_tokens, loss)
+        if micro_tokens > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    def train(micro_tokens: int) -> tuple[list[str], torch.Tensor]:
+        base = load_base(model, dtype=torch.float32, device="cpu", attention="eager")
+        adapted = add_adapter(base, TrainSpec(max_steps=2))
+        said: list[str] = []
+        config = SFTConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=2, report_to="none",
+            gradient_checkpointing=False, bf16=False, max_length=None, remove_unused_columns=False,
+            use_cpu=True, save_strategy="no", disable_tqdm=True)
+        sft.SharedPrefixTrainer(
+            model=adapted, args=config, processing_class=load_tokenizer(model), rows=rows,
+            micro_tokens=micro_tokens, loss=next_token, tell=said.append).train()
+        return said, torch.cat([p.detach().flatten() for p in adapted.parameters() if p.requires_grad])
+
+    monkeypatch.setattr(sft, "accumulate", full)
+    said, weights = train(256)
+    assert tried == [256, 128, 64, 64]
+    assert [f"at most {tokens} tokens" in line for tokens, line in zip((128, 64), said, strict=True)] == [
+        True, True]
+    assert torch.equal(weights, train(64)[1])
 
 
 def test_a_file_of_rows_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ class LocalSettings(Strict):
     learn: Literal["auto", "choice", "tokens"] = "auto"
     """choice: which label, among the labels; tokens: every token of the answer among all tokens. auto: choice
     for a classification, which learns in half as many passes."""
+    rslora: bool = False
+    """Scale the adapter by alpha / √rank instead of alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
+    lora_plus: Annotated[float, Field(ge=1, le=100)] | None = None
+    """Learning rate of the adapter's B matrices over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354);
+    None: the same."""
     micro_tokens: Annotated[int, Field(ge=128, le=1_000_000)] = 8192
     """Most tokens that are computed at once; memory grows with it, the result does not depend on it."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=100_000)] = 25

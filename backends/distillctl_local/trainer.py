@@ -103,7 +103,7 @@ def train(folder: Path, events: Events) -> None:
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
     events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
-    adapted = add_adapter(model, spec)
+    adapted = add_adapter(model, spec, rslora=settings.rslora)
     if settings.learn == "choice" and not job["labels"]:
         raise UsageError(Problem("there are no labels to choose from", field="backends.local.learn",
                                  value="choice", hint="use auto"))
@@ -117,7 +117,7 @@ def train(folder: Path, events: Events) -> None:
                {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
 
 
-def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
+def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False) -> PeftModel:
     """The base model with a new LoRA adapter in fp32, computed in the base's precision. Sets the seed."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -127,7 +127,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
     set_seed(spec.seed)
     adapted = get_peft_model(model, LoraConfig(
         r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear"),
+        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear", use_rslora=rslora),
         autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -138,6 +138,8 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
 
 def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], loss: Loss,
          spec: TrainSpec, settings: LocalSettings) -> None:
+    import torch
+    from peft.optimizers import create_loraplus_optimizer
     from transformers import TrainerCallback
     from trl import SFTConfig
 
@@ -152,6 +154,12 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
         save_total_limit=2, report_to="none", bf16=False, fp16=False, gradient_checkpointing=False,
         max_length=None, dataloader_num_workers=0, remove_unused_columns=False, disable_tqdm=True,
         use_cpu=model.device.type == "cpu")
+
+    optimizer = None  # TRL's own
+    if settings.lora_plus:
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=spec.learning_rate, loraplus_lr_ratio=settings.lora_plus,
+            loraplus_weight_decay=spec.weight_decay)
 
     class Tell(TrainerCallback):
         """Passes the training's progress on, and marks whole checkpoints."""
@@ -176,8 +184,9 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
             crashpoint("after-checkpoint")
 
     trainer = SharedPrefixTrainer(
-        model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows,
-        micro_tokens=settings.micro_tokens, loss=loss, tell=lambda message: events.tell(message, "warning"))
+        model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows, loss=loss,
+        optimizers=(optimizer, None), micro_tokens=settings.micro_tokens,
+        tell=lambda message: events.tell(message, "warning"))
     resume = _last_checkpoint(folder / CHECKPOINTS)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
