@@ -7,7 +7,7 @@ Memory, in bytes, for a base of N parameters in b bytes each and an adapter of A
 gradient and Adam's two moments, T tokens computed at once, L layers of width h and feed-forward width f,
 S supervised tokens and a vocabulary V:
 
-    N·b + 16·A + T·L·(18·h + 6·f)·b + 12·S·V + 1 GiB for the libraries
+    N·b + 16·A + T·L·(10·h + 4·f)·b + 12·S·V + 1 GiB for the libraries
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def adapter_parameters(facts: ModelFacts, rank: int) -> int:
 
 def memory_needed(facts: ModelFacts, train: TrainSpec, width: int, tokens: float) -> float:
     """Bytes at the peak of training, by the formula above; width: bytes of a number of the base."""
-    activations = tokens * facts.layers * (18 * facts.hidden_size + 6 * facts.intermediate_size) * width
+    activations = tokens * facts.layers * (10 * facts.hidden_size + 4 * facts.intermediate_size) * width
     supervised = train.batch_size * 4
     return (facts.parameters * width + 16 * adapter_parameters(facts, train.lora.rank) + activations
             + 12 * supervised * facts.vocab + _LIBRARIES)
