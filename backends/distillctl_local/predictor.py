@@ -108,12 +108,13 @@ class LocalPredictor:
 
 @contextmanager
 def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec, *, device: str = "auto",
-               threads: int | None = None) -> Iterator[LocalPredictor]:
+               precision: str = "auto", threads: int | None = None) -> Iterator[LocalPredictor]:
     """A predictor for a student on this machine, its memory freed at the end of the block.
 
     student: an adapter in `folder`, a whole model in `folder`, or (kind "model" without a path) a base
-    model by alias, Hub id or folder. Raises StudentError, also for an adapter that is unsafe, damaged,
-    made for another base or without effect.
+    model by alias, Hub id or folder. device, precision, threads: as in `LocalSettings`; in bf16 an answer
+    may depend in its last digits on what else is in the batch. Raises StudentError, also for an adapter
+    that is unsafe, damaged, made for another base or without effect.
     """
     import torch
 
@@ -123,7 +124,7 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
     if threads:
         torch.set_num_threads(threads)
     try:
-        model, encoder, identity = _load(student, folder, device)
+        model, encoder, identity = _load(student, folder, LocalSettings(device=device, precision=precision))
         scored = task.kind == "classification" and not how.generate
         identity |= {"mode": "score", "labels": list(task.labels)} if scored else {
             "mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
@@ -138,14 +139,15 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
         torch.set_num_threads(before)
 
 
-def _load(student: StudentRef, folder: Path, wanted: str) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
+def _load(student: StudentRef, folder: Path, settings: LocalSettings,
+          ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
     """The student as one plain model, its encoder, and what identifies it."""
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StudentError(Problem("there is no CUDA device", field="backends.local.device", value=wanted,
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise StudentError(Problem("there is no CUDA device", field="backends.local.device", value="cuda",
                                    hint="set it to auto or cpu"))
-    device, dtype = choose(LocalSettings(device=wanted))
+    device, dtype = choose(settings)
     revision = student.data.get("revision")
     name = student.model
     files = safe_join(folder, student.path or ".")
@@ -154,7 +156,7 @@ def _load(student: StudentRef, folder: Path, wanted: str) -> tuple[PreTrainedMod
         check_student_model_folder(files)
         name, revision = str(files), None
     encoder = Encoder(load_tokenizer(name, revision))
-    model = load_base(name, revision, dtype=dtype, device=device)
+    model = load_base(name, revision, dtype=dtype, device=device, attention="eager")  # `stream` has its own
     if student.kind == "adapter":
         from distillctl_local.merge import merge_adapter
 

@@ -1,39 +1,23 @@
 """What prompts begin with alike is computed once and kept from call to call.
 
-A bounded task has one long common beginning and short, varying rests. The first prompts show where they
-part; a later prompt that parts earlier shortens what is kept, which costs nothing. Prompts of another kind
-get a prefix of their own.
+A bounded task has one long common beginning and short, varying rests, or a few such beginnings: with and
+without a conversation, say. They are found among the prompts of a call and the last ones before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
 
 from transformers import PreTrainedModel
 
 from distillctl_local.encode import common_prefix
 from distillctl_local.stream import NO_PREFIX, Prefix, compute_prefix
 
-KEPT = 4  # prefixes kept at once: kinds of prompts that alternate
-SHORTEST = 8  # tokens; a shorter prefix is not worth its bookkeeping
-
-
-@dataclass
-class _Held:
-    """A prefix. alone: seen in one prompt only, so that where it parts from others is not known yet."""
-
-    prefix: Prefix
-    alone: bool
-
-    def shared(self, prompt: Sequence[int]) -> int:
-        """Tokens that it shares with a prompt, whose last token is never among them: what follows it is
-        asked for."""
-        return min(common_prefix([self.prefix.ids, prompt]), len(prompt) - 1)
-
-    def fits(self, prompt: Sequence[int]) -> bool:
-        shared = self.shared(prompt)
-        return shared >= SHORTEST and (self.alone or 2 * shared >= len(self.prefix))
+HELD = 8  # prefixes kept at once
+SEEN = 16  # earlier prompts that new ones are compared with
+SHORTEST = 8  # tokens; sharing fewer is not worth the bookkeeping
+WORTH = 32  # tokens that a kind of its own must share beyond what all share
 
 
 class Prefixes:
@@ -41,40 +25,51 @@ class Prefixes:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._held: list[_Held] = []
+        self._held: list[Prefix] = []
+        self._seen: list[list[int]] = []
 
     def split(self, prompts: Sequence[list[int]]) -> list[tuple[Prefix, list[int]]]:
         """The prompts (token ids) by prefix: each with the numbers of the prompts that begin with it."""
-        taken: dict[int, list[int]] = {}
-        rest = []
+        known = [prompt for prompt in self._seen if prompt not in prompts]  # a prompt is no kind of its own
+        distinct = [list(prompt) for prompt, _ in groupby(sorted([*known, *prompts]))]
+        kinds = sorted(_kinds(distinct), key=len, reverse=True)
+        self._seen = [*known, *prompts][-SEEN:]
+        groups: dict[int | None, list[int]] = {}
         for number, prompt in enumerate(prompts):
-            fitting = [(held.shared(prompt), -place) for place, held in enumerate(self._held)
-                       if held.fits(prompt)]
-            if fitting:
-                taken.setdefault(-max(fitting)[1], []).append(number)
-            else:
-                rest.append(number)
-        found = [(self._narrowed(place, [prompts[number] for number in numbers]), numbers)
-                 for place, numbers in taken.items()]
-        if rest:
-            found.append((self._new([prompts[number] for number in rest]), rest))
-        used = [held for held, _ in found if held.prefix.ids]
-        self._held = [*used, *(held for held in self._held if held not in used)][:KEPT]
-        return [(held.prefix, numbers) for held, numbers in found]
+            own = next((place for place, kind in enumerate(kinds) if prompt[:len(kind)] == kind), None)
+            groups.setdefault(own, []).append(number)
+        return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
+                for own, numbers in groups.items()]
 
-    def _narrowed(self, place: int, prompts: Sequence[list[int]]) -> _Held:
-        held = self._held[place]
-        length = min(map(held.shared, prompts))
-        if length < len(held.prefix):
-            held.prefix = held.prefix.cut(length)
-        held.alone = False
-        return held
+    def _prefix(self, ids: list[int]) -> Prefix:
+        """A prefix of `ids`, all of them or nearly: one that is kept, cut from a longer one, or computed."""
+        near = [held for held in self._held if len(held) > len(ids) - WORTH and ids[:len(held)] == held.ids]
+        if near:
+            found = max(near, key=len)
+            self._held.remove(found)
+        else:
+            longer = next((held for held in self._held if held.ids[:len(ids)] == ids), None)
+            found = longer.cut(len(ids)) if longer else compute_prefix(self._model, ids)
+        self._held = [found, *self._held][:HELD]
+        return found
 
-    def _new(self, prompts: Sequence[list[int]]) -> _Held:
-        length = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        if length < SHORTEST:
-            return _Held(NO_PREFIX, alone=False)
-        return _Held(compute_prefix(self._model, prompts[0][:length]), alone=len(prompts) == 1)
+
+def _kinds(prompts: list[list[int]], before: int = 0) -> list[list[int]]:
+    """The beginnings that are worth keeping among sorted, distinct prompts that share `before` tokens
+    already. A prompt's last token is never in one: what follows it is asked for."""
+    if len(prompts) < 2:
+        return []
+    length = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    gain = length - before
+    found = []
+    if gain >= (WORTH if before else SHORTEST) and gain * len(prompts) > length:
+        found.append(prompts[0][:length])
+        before = length
+    for _, group in groupby(prompts, key=lambda prompt: prompt[length]):
+        kind = list(group)
+        if len(kind) < len(prompts):
+            found += _kinds(kind, before)
+    return found
 
 
 def by_length(prompts: Sequence[Sequence[int]], numbers: Sequence[int], extra: int, rows: int,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local.models import ModelFacts
@@ -53,15 +53,6 @@ class Prefix:
 
 
 NO_PREFIX = Prefix([], [])
-
-
-@torch.inference_mode()
-def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
-    """The prefix with its keys and values."""
-    cache = DynamicCache()
-    model(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True,
-          logits_to_keep=1)
-    return Prefix(list(ids), [(layer.keys[0], layer.values[0]) for layer in cache.layers])
 
 
 @dataclass(frozen=True)
@@ -198,6 +189,13 @@ class Rows:
                              torch.where(real, offset + column, 0).flatten().to(device),
                              real.flatten().nonzero()[:, 0].to(device), hidden[:, None].to(device))
             start = stop
+
+
+def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
+    """The prefix with its keys and values."""
+    row = Rows(model, NO_PREFIX, 1)
+    row.extend([ids])
+    return Prefix(list(ids), [row.states[layer] for layer in sorted(row.states)])
 
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
