@@ -34,7 +34,14 @@ from distillctl.secrets import Secret
 from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
-from distillctl_openai.client import Failed, Service, is_name, raise_for_account, unreachable
+from distillctl_openai.client import (
+    Failed,
+    Service,
+    account,
+    is_name,
+    raise_for_account,
+    unreachable,
+)
 from distillctl_openai.data import Sources, upload_rows
 from distillctl_openai.preflight import INSTEAD, answer_price, epochs, examine
 from distillctl_openai.settings import OpenAISettings
@@ -109,9 +116,9 @@ class OpenAIBackend:
         with Service(self._settings, self._env) as service:
             job = self._job(service, handle)
             if job is None:
+                ours = account(self._settings, self._env)
                 return Snapshot("lost", "404", f"{self._settings.host} has no job {handle.job_id} for "
-                                f"account {service.account()}; it was made with {handle.account}",
-                                cursor=cursor)
+                                f"account {ours}; it was made with {handle.account}", cursor=cursor)
             events, cursor = self._events(service, handle, cursor)
         word = job.get("status")
         word = word if isinstance(word, str) and word else "none"
@@ -223,7 +230,7 @@ class OpenAIBackend:
         if not is_name(job_id):
             return None
         url = f"https://platform.openai.com/finetune/{job_id}" if self._settings.is_openai else None
-        return JobHandle(self.name, job_id, token, Service(self._settings, self._env).account(),
+        return JobHandle(self.name, job_id, token, account(self._settings, self._env),
                          _seconds(job), url, {"upload": _metadata(job).get(UPLOAD)})
 
     def _events(self, service: Service, handle: JobHandle,

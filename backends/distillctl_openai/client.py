@@ -121,11 +121,6 @@ class Service:
                 return
             after = {"after": rows[-1]["id"]}
 
-    def account(self) -> str:
-        """A fingerprint of the address and the key."""
-        key = (self._env.secret(self._settings.api_key_env) or "") if self._settings.api_key_env else ""
-        return hashlib.sha256(f"{self._settings.host} {key}".encode()).hexdigest()[:10]
-
     def _key(self) -> str:
         name = self._settings.api_key_env
         if name is None:
@@ -137,6 +132,12 @@ class Service:
             raise BackendError(Problem(f"the key in {name} holds characters that no key has",
                                        field="backends.openai.api_key_env", hint="set it again"))
         return value
+
+
+def account(settings: OpenAISettings, env: BackendEnv) -> str:
+    """A fingerprint of the address and the key."""
+    key = env.secret(settings.api_key_env) if settings.api_key_env else None
+    return hashlib.sha256(f"{settings.host} {key or ''}".encode()).hexdigest()[:10]
 
 
 def is_name(text: object) -> bool:

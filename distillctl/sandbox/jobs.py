@@ -83,7 +83,8 @@ class Jobs:
         job = Job(self.part.new_job_id(), call.account, time.time(), request, rows=len(rows), epochs=epochs,
                   failure=failure, extra=extra)
         path = self._folder / f"{job.id}.jsonl"
-        write_jsonl(path, rows)
+        write_jsonl(path, ({"id": f"row-{number}", "source": f"upload:{number}", **row}
+                           for number, row in enumerate(rows, 1)))
         job.rows_file = path.name
         self.save(job)
         self._wake.set()
@@ -229,7 +230,7 @@ class Jobs:
         target = self._folder / f"{job.id}.student"
         draft = target.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        draft.mkdir(exist_ok=True)
         self._store.put("progress", job.id, [])
         failure = None
         try:
