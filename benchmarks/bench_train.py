@@ -80,7 +80,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
         "epochs": None, "max_steps": args.steps, "batch_size": args.batch}
     write_json(folder / "job.json", {
         "name": "bench", "model": loaded.recipe.student.model, "revision": None, "rows": len(rows),
-        "labels": [], "train": train})
+        "task": loaded.recipe.task.model_dump(mode="json"), "train": train})
     return len(rows)
 
 
@@ -109,7 +109,8 @@ def measure(way: str, job: Path) -> tuple[float, list[float], int]:
     if way.startswith("trl"):
         command = [sys.executable, __file__, "--child", way, str(folder)]
     else:
-        settings = LocalSettings(shared_prefix="on" if way == "shared" else "off", checkpoint_steps=100_000)
+        settings = LocalSettings(shared_prefix="on" if way == "shared" else "off", checkpoint_steps=100_000,
+                                 learn="tokens")
         described = json.loads((folder / "job.json").read_text())
         write_json(folder / "job.json", described | {"settings": settings.model_dump(mode="json")})
         command = [sys.executable, "-m", "distillctl_local.trainer", str(folder)]

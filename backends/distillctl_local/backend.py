@@ -86,11 +86,13 @@ class LocalBackend:
             partial.mkdir(parents=True)
             rows = safe_join(self._env.workspace / "staged", str(staged.data["folder"]))
             shutil.copyfile(rows / _ROWS, partial / _ROWS)
+            if self._settings.watches:
+                shutil.copyfile(job.dev_file, partial / "dev.jsonl")
             write_json(partial / "job.json", {
                 "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
                 "digest": job.digest, "created": self._env.clock(),
                 "train": job.train.model_dump(mode="json"),
-                "labels": [job.task.target(label) for label in job.task.labels],
+                "task": job.task.spec.model_dump(mode="json"),
                 "settings": self._settings.model_dump(mode="json")})
             sync_tree(partial)
         except OSError as error:

@@ -50,6 +50,9 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if facts is None:
         return Preflight(notes=tuple(notes), cost_usd=(0.0, 0.0))
     problems: list[Problem] = []
+    if settings.watches and not (job.dev_file and job.dev_file.exists() and job.dev_file.stat().st_size):
+        problems.append(Problem("there is no dev split to watch", field="backends.local",
+                                hint="give the dev split a share, or leave out `keep` and `patience`"))
     rows = _rows(job, model)
     if rows:
         problems += _too_long(rows, min(job.train.max_length, facts.context))

@@ -30,6 +30,11 @@ class LocalSettings(Strict):
     lora_plus: Annotated[float, Field(ge=1, le=100)] | None = None
     """Learning rate of the adapter's B matrices over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354);
     None: the same."""
+    keep: Literal["last", "best"] = "last"
+    """best: of all epochs the one that answers the dev split best, by the task's own metric."""
+    patience: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Stop after so many epochs in a row that are no better on the dev split, and keep the best; None: train
+    to the end."""
     micro_tokens: Annotated[int, Field(ge=128, le=1_000_000)] = 8192
     """Most tokens that are computed at once; memory grows with it, the result does not depend on it."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=100_000)] = 25
@@ -38,3 +43,8 @@ class LocalSettings(Strict):
     """Processor threads; None: one per core."""
     restarts: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a trainer that died is started again."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether the dev split is answered after every epoch."""
+        return self.keep == "best" or self.patience is not None

@@ -17,9 +17,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from distillctl.errors import DistillctlError, Problem, UsageError
-from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
+from distillctl.recipe.models import DEFAULT_EPOCHS, TaskSpec, TrainSpec
 from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_json
+from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
 from distillctl_local import process
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from distillctl_local.data import Row
+    from distillctl_local.encode import Encoder
     from distillctl_local.losses import Loss
+    from distillctl_local.watch import Watch
 
 CHECKPOINTS = "checkpoints"
 WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
@@ -76,6 +81,7 @@ def train(folder: Path, events: Events) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     spec = TrainSpec.model_validate(job["train"])
     settings = LocalSettings.model_validate(job["settings"])
+    task = build_task(TypeAdapter(TaskSpec).validate_python(job["task"]))
     started = time.monotonic()
     if restarts := process.restarts(folder):
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
@@ -88,9 +94,9 @@ def train(folder: Path, events: Events) -> None:
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
     from distillctl_local.hardware import choose
-    from distillctl_local.losses import LabelChoice, next_token
     from distillctl_local.models import facts_of, load_base, load_tokenizer
     from distillctl_local.sharing import choose_prefixes
+    from distillctl_local.watch import Watch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -104,17 +110,26 @@ def train(folder: Path, events: Events) -> None:
     rows, method = choose_prefixes(rows, facts, spec, settings)
     events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
     adapted = add_adapter(model, spec, rslora=settings.rslora)
-    if settings.learn == "choice" and not job["labels"]:
-        raise UsageError(Problem("there are no labels to choose from", field="backends.local.learn",
-                                 value="choice", hint="use auto"))
-    choice = settings.learn != "tokens" and job["labels"]
-    loss = LabelChoice([encoder.completion(label) for label in job["labels"]]) if choice else next_token
-    _fit(folder, events, adapted, tokenizer, rows, loss, spec, settings)
+    watch = Watch(folder, adapted, encoder, task) if settings.watches else None
+    _fit(folder, events, adapted, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch)
+    if watch:
+        watch.restore_best()
     _save(folder, adapted, job)
     seconds = time.monotonic() - started
     events.tell(f"trained in {seconds:.0f} s")
     write_json(folder / "done.json",
                {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
+
+
+def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
+    from distillctl_local.losses import LabelChoice, next_token
+
+    if settings.learn == "choice" and not task.labels:
+        raise UsageError(Problem("there are no labels to choose from", field="backends.local.learn",
+                                 value="choice", hint="use auto"))
+    if settings.learn == "tokens" or not task.labels:
+        return next_token
+    return LabelChoice([encoder.completion(task.target(label)) for label in task.labels])
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False) -> PeftModel:
@@ -137,7 +152,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
 
 
 def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], loss: Loss,
-         spec: TrainSpec, settings: LocalSettings) -> None:
+         spec: TrainSpec, settings: LocalSettings, watch: Watch | None) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from transformers import TrainerCallback
@@ -168,6 +183,9 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
 
         def on_train_begin(self, args, state, control, **_) -> None:
             self.began = (time.monotonic(), state.global_step)
+            if watch and state.global_step and state.epoch.is_integer() and (
+                    not watch.has_looked(state.global_step)):  # killed between the checkpoint and the look
+                self.on_epoch_end(args, state, control)
 
         def on_log(self, args, state, control, logs=None, **_) -> None:
             if logs and "loss" in logs and state.global_step > self.began[1]:
@@ -182,6 +200,15 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
             crashpoint("before-checkpoint-mark")
             (checkpoint / WHOLE).touch()
             crashpoint("after-checkpoint")
+
+        def on_epoch_end(self, args, state, control, **_) -> None:
+            if watch:
+                score = watch.look(state.global_step)
+                events.tell(f"epoch {state.epoch:.0f}: {score:.1%} on the dev split", step=state.global_step,
+                            total_steps=state.max_steps, epoch=state.epoch, eval_score=score)
+                if settings.patience and watch.epochs_in_vain(state.global_step) >= settings.patience:
+                    events.tell(f"stopped: no better for {settings.patience} epochs")
+                    control.should_training_stop = True
 
     trainer = SharedPrefixTrainer(
         model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows, loss=loss,

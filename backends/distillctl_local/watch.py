@@ -1,0 +1,94 @@
+"""Watching the student on the dev split while it learns: how often it answers as the teacher did."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillctl.recipe.models import EvaluateSpec
+from distillctl.store.files import read_json, read_jsonl, sync_tree, write_json
+from distillctl.task import Task, rouge_l
+from distillctl.types import JSON, Request
+from distillctl_local.encode import Encoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ROWS = 200  # dev rows that are looked at, the first ones: enough to see a trend
+_WEIGHTS = "adapter_model.safetensors"
+
+
+class Watch:
+    """Scores by epoch, and the best epoch's adapter, in a job's folder.
+
+    A trainer that was killed and goes on from an earlier checkpoint finds and writes the same ones again.
+    """
+
+    def __init__(self, folder: Path, model: PeftModel, encoder: Encoder, task: Task) -> None:
+        self._folder = folder
+        self._model = model
+        self._encoder = encoder
+        self._task = task
+        self._rows = list(read_jsonl(folder / "dev.jsonl"))[:ROWS]
+
+    def look(self, step: int) -> float:
+        """The student's score at the end of an epoch, in [0, 1]; its adapter is kept if it is the best."""
+        score = dev_score(self._model, self._encoder, self._task, self._rows)
+        scores = {**self._scores(before=step), step: score}
+        if score == max(scores.values()):  # of equal ones the later
+            partial = self._folder / "best.partial"
+            self._model.save_pretrained(partial)
+            sync_tree(partial)
+            shutil.rmtree(self._folder / "best", ignore_errors=True)
+            partial.rename(self._folder / "best")
+        write_json(self._folder / "dev.json", {str(number): value for number, value in scores.items()})
+        return score
+
+    def has_looked(self, step: int) -> bool:
+        """Whether the epoch that ended at `step` was scored."""
+        return step in self._scores(before=step + 1)
+
+    def epochs_in_vain(self, step: int) -> int:
+        """How many epochs up to `step`, one after the other, brought nothing better."""
+        scores = list(self._scores(before=step + 1).values())
+        return len(scores) - 1 - scores.index(max(scores))
+
+    def restore_best(self) -> None:
+        """Give the model the best epoch's adapter."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(self._model, load_file(self._folder / "best" / _WEIGHTS))
+
+    def _scores(self, before: int) -> dict[int, float]:
+        path = self._folder / "dev.json"
+        found = read_json(path) if path.exists() else {}
+        return {int(step): score for step, score in found.items() if int(step) < before}
+
+
+def dev_score(model: PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON]) -> float:
+    """How well a model being trained answers as the teacher did, by the task's metric: the share of right
+    answers; for free text its mean ROUGE-L."""
+    from distillctl_local.predictor import LocalPredictor
+
+    was_training = model.training
+    model.eval()
+    mode = "score" if task.labels else "generate"
+    predictor = LocalPredictor(model.get_base_model(), encoder, task, EvaluateSpec(),
+                               {"model": "student", "mode": mode})
+    answers = []
+    for start in range(0, len(rows), predictor.max_batch):
+        part = rows[start:start + predictor.max_batch]
+        answers += asyncio.run(predictor.answer([Request(row["id"], row["messages"]) for row in part]))
+    model.train(was_training)
+    total = 0.0
+    for row, answer in zip(rows, answers, strict=True):
+        if task.kind == "text":
+            total += rouge_l(answer.output or "", row["completion"])
+        else:
+            wanted = task.parse(row["completion"]).value
+            total += task.score(task.parse(answer.output).value, wanted).correct
+    return total / len(rows)
