@@ -14,7 +14,8 @@ from distillctl.sandbox import PARTS
 @click.argument("name", type=click.Choice(sorted(PARTS)))
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one",
               help="Listen on this port of 127.0.0.1.")
-@click.option("--state", type=click.Path(path_type=Path, file_okay=False), show_default="forgotten at the end",  # noqa: E501
+@click.option("--state", type=click.Path(path_type=Path, file_okay=False),
+              show_default="forgotten at the end",
               help="Keep files, jobs and students here; a restart goes on with them.")
 @click.option("--student", default="local", show_default=True, metavar="NAME",
               help="What really trains: an installed backend of this machine, or `nearest`, which answers as "
