@@ -7,6 +7,7 @@ import json
 import jsonschema
 import pytest
 from support.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from support.tiny_students import STATEFUL
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
 from distillctl_local.encode import Encoder  # noqa: E402
@@ -52,6 +53,13 @@ def test_answers_are_the_plain_greedy_ones(family: str) -> None:
     model = tiny_model(family)
     found = Generator(model, [ENCODER.end_id]).answer(prompts(), [24] * 5)
     assert [one.ids for one in found] == [plain_greedy(model, one, {ENCODER.end_id}, 24) for one in prompts()]
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_a_model_that_keeps_a_state_answers_right(family: str) -> None:
+    model = tiny_model(family, **STATEFUL[family])
+    found = Generator(model, [ENCODER.end_id]).answer(prompts(), [12] * 5)
+    assert [one.ids for one in found] == [plain_greedy(model, one, {ENCODER.end_id}, 12) for one in prompts()]
 
 
 def test_rows_that_end_early_leave_the_others_as_they_are() -> None:

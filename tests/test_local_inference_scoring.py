@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from support.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from support.tiny_students import STATEFUL
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
 from distillctl_local import scoring  # noqa: E402
@@ -52,6 +53,13 @@ def test_scores_are_those_of_each_label_computed_by_itself(family: str, labels: 
     model = tiny_model(family)
     assert close(LabelScorer(model, answers(labels)).log_probabilities(prompts()),
                  plainly(model, prompts(), labels))
+
+
+@pytest.mark.parametrize("family", STATEFUL)
+def test_a_model_that_keeps_a_state_scores_right(family: str) -> None:
+    model = tiny_model(family, **STATEFUL[family])
+    assert close(LabelScorer(model, answers(NESTED)).log_probabilities(prompts()),
+                 plainly(model, prompts(), NESTED))
 
 
 def test_probabilities_add_up_to_one() -> None:

@@ -20,7 +20,7 @@ from distillctl.errors import Problem, StudentError
 from distillctl.types import Finish
 from distillctl_local.models import facts_of
 from distillctl_local.prompts import Prefixes, by_length
-from distillctl_local.stream import Rows, why_not_streamed
+from distillctl_local.stream import Rows
 
 ROWS = 64
 TOKENS = 4096  # most tokens in the first pass
@@ -105,7 +105,7 @@ class Generator:
         self._stops = frozenset(stops)
         self._grammar = grammar
         self._prefixes = Prefixes(model)
-        self._facts = facts_of(model.config)
+        self._linear_attention = facts_of(model.config).linear_attention
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:
@@ -114,8 +114,7 @@ class Generator:
         limits: most tokens of each answer.
         """
         answers = [Generated(limit, self._grammar and self._grammar.matcher()) for limit in limits]
-        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-        if why_not_streamed(self._facts, longest):
+        if self._linear_attention:
             for prompt, answer in zip(prompts, answers, strict=True):
                 self._run([prompt], [answer], WholeRow(self._model))
             return answers
@@ -141,7 +140,8 @@ class Generator:
 
 
 class WholeRow:
-    """One row by itself with transformers' own cache: for models whose state cannot be shared."""
+    """One row by itself with transformers' own cache: for models with layers that keep a state instead of
+    keys and values."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from distillctl_local.models import facts_of
 from distillctl_local.prompts import Prefixes, by_length
-from distillctl_local.stream import Prefix, Rows, Tail, why_not_streamed
+from distillctl_local.stream import Prefix, Rows, Tail
 
 TOKENS = 4096  # most tokens in one pass
 LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
@@ -73,8 +73,7 @@ class LabelScorer:
     def log_probabilities(self, prompts: Sequence[list[int]]) -> torch.Tensor:
         """Natural-log probability of each label, [prompts, labels] on the CPU, normalised over the
         labels. prompts: token ids."""
-        longest = max(map(len, prompts)) + max(self._trie.tail.depths, default=0)
-        if why_not_streamed(self._facts, longest):
+        if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
         scores = torch.empty(len(prompts), len(self._answers))
@@ -91,7 +90,8 @@ class LabelScorer:
         trie = self._trie
         logits = Rows(self._model, prefix, len(prompts)).extend(
             [prompt[len(prefix):] for prompt in prompts], keep=trie.nodes, tail=trie.tail)
-        edges = logits[:, trie.edge_nodes, trie.edge_tokens] - logits.logsumexp(-1)[:, trie.edge_nodes]
+        totals = torch.stack([row.logsumexp(-1) for row in logits])  # all at once they leave the caches
+        edges = logits[:, trie.edge_nodes, trie.edge_tokens] - totals[:, trie.edge_nodes]
         return edges @ trie.paths.t().to(edges.device)
 
 

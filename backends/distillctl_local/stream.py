@@ -17,23 +17,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from distillctl_local.models import ModelFacts
-
 NAME = "distillctl_stream"
 GROUP = 8  # rows that attention pads to one length
 SCORES = 2**25  # attention scores at once, 128 MiB in fp32
 GROWTH = 64  # tokens that a row's state grows by
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [kv heads, tokens, head dim]
-
-
-def why_not_streamed(facts: ModelFacts, longest: int) -> str | None:
-    """Why rows of `longest` tokens cannot be computed so by this model; None where it is exact."""
-    if facts.linear_attention:
-        return f"{facts.family} has layers that keep a state instead of keys and values"
-    if facts.sliding_window is not None and facts.sliding_window < longest:
-        return f"{facts.family} sees {facts.sliding_window} tokens back, the longest row has {longest}"
-    return None
 
 
 @dataclass
@@ -76,7 +65,7 @@ class _Group:
 
     pad: stream position of every place of [rows, width]; unpad: the place of every stream position; keys:
     how many of a row's keys are looked at; hidden: [rows, 1, width, keys], which of them a place must not
-    see.
+    see; query_at, key_at: positions in the text, [rows, 1, width, 1] and [rows, 1, 1, keys].
     """
 
     first: int
@@ -88,6 +77,8 @@ class _Group:
     pad: torch.Tensor
     unpad: torch.Tensor
     hidden: torch.Tensor
+    query_at: torch.Tensor
+    key_at: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -95,6 +86,7 @@ class _Layout:
     rows: Rows
     groups: list[_Group]
     places: torch.Tensor  # where each new token's keys and values go in [rows · capacity]
+    end: int  # the first position that no row has reached
 
 
 class Rows:
@@ -106,6 +98,7 @@ class Rows:
         self.states: dict[int, KeyValue] = {}  # by layer, each [kv heads, rows · capacity, head dim]
         self._model = model
         self._lengths = [0] * rows
+        self._at = torch.zeros(rows, 0, dtype=torch.long, device=model.device)  # positions of the keys
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -130,11 +123,13 @@ class Rows:
                 positions += range(len(self.prefix) + length, len(self.prefix) + end)
                 positions += [len(self.prefix) + end - 1 + depth for depth in tail.depths]
                 kept += range(len(ids) - keep, len(ids))
-        layout = _Layout(self, list(self._groups(sizes, tail)), torch.tensor(places, device=device))
+        at, into = torch.tensor(positions, device=device), torch.tensor(places, device=device)
+        self._at.view(-1)[into] = at
+        layout = _Layout(self, list(self._groups(sizes, tail, at)), into, max(positions) + 1)
         with _attention_is(self._model, NAME):
             logits = self._model(
                 input_ids=torch.tensor([ids], device=device), use_cache=False,
-                position_ids=torch.tensor([positions], device=device),
+                position_ids=at[None],
                 attention_mask=torch.zeros(1, 1, 1, 1, dtype=self._model.dtype, device=device),  # unused
                 logits_to_keep=torch.tensor(kept, device=device), stream=layout).logits
         self._lengths = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
@@ -148,6 +143,7 @@ class Rows:
                 part.view(part.shape[0], len(self), -1, part.shape[-1]).index_select(1, index).flatten(1, 2)
                 for part in pair)
         self._lengths = [self._lengths[row] for row in rows]
+        self._at = self._at[index]
 
     def _reserve(self, tokens: int) -> None:
         if tokens <= self.capacity:
@@ -160,9 +156,10 @@ class Rows:
                 new[:, :, :before] = part.view(part.shape[0], len(self), before, -1)
                 grown.append(new.flatten(1, 2))
             self.states[layer] = tuple(grown)
+        self._at = torch.nn.functional.pad(self._at, (0, self.capacity - before))
 
-    def _groups(self, sizes: Sequence[int], tail: Tail) -> Iterator[_Group]:
-        """Rows side by side while they are padded alike and their scores fit."""
+    def _groups(self, sizes: Sequence[int], tail: Tail, at: torch.Tensor) -> Iterator[_Group]:
+        """Rows side by side while they are padded alike and their scores fit. at: the stream's positions."""
         device = self._model.device
         ends = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
         heads = self._model.config.get_text_config().num_attention_heads
@@ -185,9 +182,11 @@ class Rows:
                     hidden[row, begin - old:end - old, begin:end] = ~tail.sees
             stop = start + sum(sizes[first:last])
             if stop > start:
-                yield _Group(first, last, start, stop, width, keys,
-                             torch.where(real, offset + column, 0).flatten().to(device),
-                             real.flatten().nonzero()[:, 0].to(device), hidden[:, None].to(device))
+                pad = torch.where(real, offset + column, 0).flatten().to(device)
+                yield _Group(
+                    first, last, start, stop, width, keys, pad, real.flatten().nonzero()[:, 0].to(device),
+                    hidden[:, None].to(device), at[start:stop][pad].view(-1, 1, width, 1),
+                    self._at[first:last, None, None, :keys])
             start = stop
 
 
@@ -200,8 +199,10 @@ def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                mask: torch.Tensor | None, scaling: float | None = None, softcap: float | None = None,
-               stream: _Layout | None = None, **_: Any) -> tuple[torch.Tensor, None]:
-    """Every row's new tokens attend to the prefix and to their row. query: [1, heads, stream, dim]."""
+               sliding_window: int | None = None, stream: _Layout | None = None,
+               **_: Any) -> tuple[torch.Tensor, None]:
+    """Every row's new tokens attend to the prefix and to their row. query: [1, heads, stream, dim];
+    sliding_window: how many positions a token looks back, itself included."""
     rows = stream.rows
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[-1]
     if module.layer_idx not in rows.states:
@@ -218,16 +219,22 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
         q = queries[group.start:group.stop].index_select(0, group.pad)
         q = q.view(count, group.width, kv_heads, -1, dim).permute(2, 0, 3, 1, 4)
         k, v = (part[:, group.first:group.last, :group.keys] for part in (keys, values))
-        out = _attend(q, k, v, group.hidden, past, softcap)
+        hidden, hidden_past = group.hidden, None
+        if sliding_window is not None and stream.end > sliding_window:
+            hidden = hidden | (group.query_at - group.key_at >= sliding_window)
+            before = torch.arange(len(rows.prefix), device=q.device)
+            hidden_past = group.query_at - before >= sliding_window
+        out = _attend(q, k, v, hidden, past, hidden_past, softcap)
         outputs.append(out.permute(1, 3, 0, 2, 4).reshape(count * group.width, heads, -1)
                        .index_select(0, group.unpad))
     return torch.cat(outputs)[None], None
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, past: KeyValue | None,
-            softcap: float | None) -> torch.Tensor:
+            hidden_past: torch.Tensor | None, softcap: float | None) -> torch.Tensor:
     """q: [kv heads, rows, repeat, width, dim], scaled; k, v: [kv heads, rows, keys, dim]; hidden:
-    [rows, 1, width, keys]; past: the prefix's. Returns q's shape."""
+    [rows, 1, width, keys]; past: the prefix's keys and values, hidden_past: which of them are out of
+    sight. Returns q's shape."""
     kv_heads, rows, repeat, width, dim = q.shape
     q = q.reshape(kv_heads, rows, repeat * width, dim)
     scores = torch.matmul(q, k.transpose(2, 3)).view(kv_heads, rows, repeat, width, -1)
@@ -238,6 +245,8 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Ten
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores[..., :own].masked_fill_(hidden, float("-inf"))
+    if past is not None and hidden_past is not None:
+        scores[..., own:].masked_fill_(hidden_past, float("-inf"))
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype)
     out = torch.matmul(weights[..., :own].reshape(kv_heads, rows, repeat * width, own), v)
     if past is not None:

@@ -11,6 +11,10 @@ from distillctl.backend import StudentRef
 from distillctl.store.files import digest_tree, write_json
 
 RANK, ALPHA = 4, 8
+STATEFUL = {  # families with layers that keep a state instead of keys and values, and what their configs need
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+}
 _LAYERS = (*(f"self_attn.{name}_proj" for name in "qkvo"),
            *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
 
