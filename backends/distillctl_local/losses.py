@@ -26,7 +26,7 @@ class LabelChoice:
     answer depends. It gets the weight OTHERS: enough that the student writes labels unasked too.
     """
 
-    OTHERS = 0.01
+    OTHERS = 0.1
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
         """labels: the token ids of each, end token included."""
