@@ -119,7 +119,7 @@ async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Re
     warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
     over_network = who.paid and not who.predictor.replayed
     if over_network:
-        alone = replace(who.options, concurrency=1)
+        alone = replace(who.options, concurrency=1, max_failures=1.0)  # judged with the rest
         await ask(ctx, who, warm, alone)
         await ask(ctx, who, timed, alone)
     everything = [request for split in requests for request in requests[split]]

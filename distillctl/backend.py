@@ -36,6 +36,7 @@ class Capabilities:
     data_leaves_machine: bool = True
     reports_cost: bool = False
     student_is_local: bool = False  # weights end on this machine; nothing is sent to predict
+    training_version: int = 1  # raised when equal rows and settings come to another student than before
     untrained_answers: bool = False  # `open` also takes the base model, untrained, to compare with
 
 

@@ -39,11 +39,12 @@ class Learner:
     settings: Mapping[str, Any]
     model: str
     train: TrainSpec
+    version: int  # of the backend's training
 
     def parts(self) -> dict[str, JSON]:
         """What determines the trained model, beside its training rows."""
         return {"backend": self.backend, "settings": dict(self.settings), "model": self.model,
-                "train": self.train.model_dump(mode="json")}
+                "train": self.train.model_dump(mode="json"), "training version": self.version}
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class Context:
         if backend is None:
             raise ValueError(f"the recipe has no {role}")
         settings = recipe.backends.get(backend, {})
-        tunes = registry.load(backend).capabilities.untrained_answers
-        model = str(settings.get("model") or (recipe.student.model if tunes else backend))
-        return Learner(role, backend, settings, model, recipe.train)
+        can = registry.load(backend).capabilities
+        model = str(settings.get("model") or (recipe.student.model if can.untrained_answers else backend))
+        return Learner(role, backend, settings, model, recipe.train, can.training_version)
 
     def roles(self) -> tuple[LearnerRole, ...]:
         """Who is trained in this run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distillctl.context import Context, machine
 from distillctl.doctor import installed_version
-from distillctl.errors import DataError, Problem
+from distillctl.errors import DataError, Problem, UsageError
 from distillctl.evaluate.evaluate import Entrant, EvaluationInput, evaluate
 from distillctl.evaluate.results import Metrics, Role, Throughput
 from distillctl.predictors import teacher_price
@@ -69,8 +69,12 @@ def rescore(ctx: Context, predictions: Path | None = None, name: str = "predicti
     """Score a run again from its files, with the recipe's present thresholds; or score, in the student's
     place, answers that were made elsewhere: a JSONL of {"id", "output"}.
 
-    Writes nothing. Raises DataError for rows that cannot be read or are for other items.
+    Writes nothing. Raises UsageError for a run that is not finished, DataError for rows that cannot be
+    read or are for other items.
     """
+    if not ctx.path("metrics.json").exists():
+        raise UsageError(Problem("this run is not finished: not everybody has answered",
+                                 where=str(ctx.rundir.path), hint=f"distillctl attach {ctx.rundir.name}"))
     if predictions is None:
         return evaluate(evaluation_input(ctx))
     test = ctx.examples("test")

@@ -51,7 +51,8 @@ class LocalBackend:
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
-        data_leaves_machine=False, reports_cost=False, student_is_local=True, untrained_answers=True)
+        data_leaves_machine=False, reports_cost=False, student_is_local=True, untrained_answers=True,
+        training_version=2)
     Settings: ClassVar[type[LocalSettings]] = LocalSettings
 
     def __init__(self, settings: LocalSettings, env: BackendEnv) -> None:
@@ -161,7 +162,7 @@ class LocalBackend:
         from distillctl_local.predictor import open_local
 
         return open_local(student, folder, task, how, device=self._settings.device,
-                          threads=self._settings.threads)
+                          precision=self._settings.precision, threads=self._settings.threads)
 
     def _model(self, job: TrainJob) -> str:
         return self._settings.model or job.model

@@ -16,7 +16,6 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -26,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distillctl_local.attention import attention_is
 from distillctl_local.data import Row
 from distillctl_local.losses import Loss
 
@@ -153,7 +153,7 @@ def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     ids = torch.tensor([prefix], device=model.device)
     cache = DynamicCache(config=model.config)
-    with _attention_is(model, "eager"):
+    with attention_is(model, "eager"):
         _backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = [(layer.keys, layer.values) for layer in cache.layers]
     leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
@@ -188,7 +188,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
     ids = torch.tensor([[token for rest in rests for token in rest]], device=device)
     positions = torch.cat([torch.arange(prefix, prefix + len(rest)) for rest in rests])[None].to(device)
     layout = _Layout(leaves, list(_groups([len(rest) for rest in rests], model.dtype, device)))
-    with _attention_is(model, NAME):
+    with attention_is(model, NAME):
         hidden = _backbone(model)(
             input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
             attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
@@ -242,14 +242,3 @@ def _micro_batches(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]
 
 def _backbone(model: PreTrainedModel) -> torch.nn.Module:
     return getattr(model, model.base_model_prefix)
-
-
-@contextmanager
-def _attention_is(model: PreTrainedModel, name: str) -> Iterator[None]:
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

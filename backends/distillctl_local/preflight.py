@@ -55,6 +55,9 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
     rows = _rows(job, model)
     if rows:
+        lengths = sorted(len(row.ids) for row in rows)
+        notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
+                     f"{lengths[len(lengths) // 2]}; the limit is {min(job.train.max_length, facts.context)}")
         problems += _too_long(rows, min(job.train.max_length, facts.context))
         try:
             rows, note = choose_prefixes(rows, facts, job.train, settings)

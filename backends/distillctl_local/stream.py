@@ -9,13 +9,14 @@ of additions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from distillctl_local.attention import attention_is
 
 NAME = "distillctl_stream"
 GROUP = 8  # rows that attention pads to one length
@@ -126,7 +127,7 @@ class Rows:
         at, into = torch.tensor(positions, device=device), torch.tensor(places, device=device)
         self._at.view(-1)[into] = at
         layout = _Layout(self, list(self._groups(sizes, tail, at)), into, max(positions) + 1)
-        with _attention_is(self._model, NAME):
+        with attention_is(self._model, NAME):
             logits = self._model(
                 input_ids=torch.tensor([ids], device=device), use_cache=False,
                 position_ids=at[None],
@@ -253,17 +254,6 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Ten
         out = out.view(kv_heads, -1, v.shape[-1]) + torch.matmul(
             weights[..., own:].reshape(kv_heads, rows * repeat * width, -1), past[1])
     return out.view(kv_heads, rows, repeat, width, -1)
-
-
-@contextmanager
-def _attention_is(model: PreTrainedModel, name: str) -> Iterator[None]:
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

@@ -35,7 +35,9 @@ for _command in (
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted."""
     from distillctl.errors import DistillctlError
+    from distillctl.secrets import redact_logs
 
+    redact_logs()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

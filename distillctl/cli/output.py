@@ -55,10 +55,11 @@ def console(stderr: bool = False) -> Console:
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print one text, cleaned."""
+    """Print one text, cleaned of terminal escapes and of every secret that was read."""
     from distillctl.report.sanitize import clean
+    from distillctl.secrets import redact
 
-    click.echo(clean(text), err=err)
+    click.echo(redact(clean(text)), err=err)
 
 
 def say_json(value: Any) -> None:

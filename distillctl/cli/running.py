@@ -167,17 +167,9 @@ def status(run: str | None, workspace: Path, as_json: bool) -> None:
 def cancel(run: str, workspace: Path) -> None:
     """Ask the backend to end a run's training job. What is done stays; the run can be started again."""
     from distillctl import api, jobs
-    from distillctl.errors import Problem, UsageError
     from distillctl.store.workspace import Workspace
 
     place = Workspace(workspace.resolve())
     ctx = api.open_run(place.find_run(run), place)
-    active = [row for row in ctx.ledger.jobs(run=ctx.run_id)
-              if row.state in ("intended", "queued", "running", "unknown", "duplicate")]
-    if not active:
-        raise UsageError(Problem("this run has no training job to cancel", value=ctx.rundir.name))
     by_name = {ctx.learner(role).backend: role for role in ctx.roles()}
-    for row in active:
-        ended = jobs.cancel(ctx.backend(by_name[row.backend]), row, ledger=ctx.ledger,
-                            on_event=lambda event: say(event.message))
-        say(f"{row.backend} job {row.handle.job_id if row.handle else row.token}: {ended.state}")
+    say(jobs.cancel_run(ctx.ledger, ctx.run_id, lambda name: ctx.backend(by_name[name])))

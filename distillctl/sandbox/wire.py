@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
@@ -130,7 +131,7 @@ def route(method: str, path: str, name: str, slow: bool = False) -> Callable[[Ca
     return mark
 
 
-class ProviderPart:
+class ProviderPart(ABC):
     """One provider: subclass it, declare routes, fill in the class attributes."""
 
     name: ClassVar[str]
@@ -168,23 +169,25 @@ class ProviderPart:
         """The error body in the provider's shape."""
         return {"error": {"message": refused.message, **refused.details}}
 
+    @abstractmethod
     def new_job_id(self) -> str:
-        raise NotImplementedError
+        """A fresh id in the provider's shape."""
 
+    @abstractmethod
     def ended(self, job: Job) -> None:
         """Called once, when a job has got its `end`: bill it, publish what it made."""
 
+    @abstractmethod
     def anonymous(self, request: dict[str, JSON]) -> dict[str, JSON]:
         """`Job.request` without our token: of a job that somebody else made."""
-        raise NotImplementedError
 
     def paid_servers(self) -> int:
         """Servers that are running and billed by the minute."""
         return 0
 
+    @abstractmethod
     def pointers(self, url: str) -> list[str]:
         """Lines for a person: the environment variables and recipe settings that point here."""
-        raise NotImplementedError
 
 
 def fingerprint(key: str) -> str:
