@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 
 import pytest
@@ -24,6 +25,8 @@ def _guarded_connect(self: socket.socket, address):
 
 
 socket.socket.connect = _guarded_connect
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISTILLCTL_TESTING": "1"})
 
 
