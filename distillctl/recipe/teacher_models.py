@@ -1,0 +1,95 @@
+"""The recipe's `teacher` block: who is asked, how fast, at what price."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distillctl.recipe.strict import ENV_NAME, PositiveFloat, PositiveInt, Share, Strict
+
+
+class Stability(Strict):
+    """Ask some prompts several times before anything is distilled."""
+
+    items: PositiveInt = 50
+    """How many prompts are asked repeatedly."""
+    samples: Annotated[int, Field(ge=2, le=20)] = 3
+    """How often each of them is asked."""
+    min_agreement: Share = 0.9
+    """Share of items with unanimous answers below which the run stops."""
+
+
+class Price(Strict):
+    """US dollars per million tokens; overrides the price table."""
+
+    input: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of the prompt."""
+    output: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of the answer."""
+    cached_input: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of the part of the prompt that the provider had cached; null: as the rest of it."""
+
+
+class _LiveTeacher(Strict):
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    """The model's name, as its provider spells it."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    """null leaves it to the provider (some models refuse a temperature)."""
+    max_tokens: PositiveInt = 1024
+    """Longest answer, in tokens; one that is cut off is never trained on."""
+    seed: int | None = None
+    """Sent to providers that take one."""
+    concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    """Most requests that are under way at once."""
+    requests_per_minute: PositiveInt | None = None
+    """Most requests begun in a minute; null: no limit of ours."""
+    tokens_per_minute: PositiveInt | None = None
+    """Most tokens of prompts and answers in a minute; null: no limit of ours."""
+    timeout: PositiveFloat = 60.0
+    """Seconds for one whole answer, however it arrives."""
+    max_failures: Share = 0.05
+    """Share of prompts that may stay unanswered; more stops the run."""
+    price: Price | None = None
+    """What its tokens cost, where the price table is wrong or has nothing."""
+    stability: Stability | None = None
+    """Measure first whether the teacher agrees with itself; null: do not."""
+
+
+class OpenAITeacher(_LiveTeacher):
+    """Any server that speaks OpenAI's chat completions: OpenAI, Azure, vLLM, Ollama, OpenRouter."""
+
+    provider: Literal["openai"]
+    """Chat completions, at OpenAI or at `base_url`."""
+    base_url: str | None = None
+    """None: OpenAI. Plain http only to this machine."""
+    api_key_env: Annotated[str, Field(pattern=ENV_NAME)] | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; null for a server without one."""
+
+
+class AnthropicTeacher(_LiveTeacher):
+    """Anthropic's Messages API."""
+
+    provider: Literal["anthropic"]
+    """The Messages API."""
+    base_url: str | None = None
+    """None: Anthropic. Plain http only to this machine."""
+    api_key_env: Annotated[str, Field(pattern=ENV_NAME)] = "ANTHROPIC_API_KEY"
+    """Name of the environment variable that holds the key."""
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Claude's API takes none since version 2026-10-21; where one is given, the request is sent under
+    version 2023-06-01, which older models still answer."""
+
+
+class RecordedTeacher(Strict):
+    """Answers that were collected earlier."""
+
+    provider: Literal["recorded"]
+    """A file of earlier answers."""
+    outputs: str
+    """JSONL of {"id", "output"} and, where known, tokens_in, tokens_out, latency_s, cost_usd, model."""
+    model: Annotated[str, Field(max_length=300)] | None = None
+    """What gave the answers, for the report."""
+
+
+TeacherSpec = Annotated[OpenAITeacher | AnthropicTeacher | RecordedTeacher, Field(discriminator="provider")]
