@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from distillctl.cli import inspecting, recipes, results, running
+from distillctl.cli import inspecting, recipes, results, running, watching
 from distillctl.cli.output import CONTEXT, fail
 from distillctl.cli.sandbox import sandbox
 
@@ -27,6 +27,7 @@ for _command in (
     recipes.init, recipes.check, recipes.schema,
     running.plan, running.run, running.status, running.attach, running.cancel,
     results.eval_command, results.compare, results.report, results.verify,
+    watching.gate,
     inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
 ):
     cli.add_command(_command)

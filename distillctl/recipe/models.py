@@ -22,6 +22,7 @@ from distillctl.recipe.evaluation_models import (
     LatencySpec,
     VerdictSpec,
 )
+from distillctl.recipe.gate_models import GateSpec
 from distillctl.recipe.strict import ENV_NAME, NAME, PositiveFloat, PositiveInt, Share, Strict
 from distillctl.recipe.task_models import (
     ClassificationSpec,
@@ -57,6 +58,7 @@ __all__ = [
     "EvaluateSpec",
     "FieldScoring",
     "FieldSpec",
+    "GateSpec",
     "LatencySpec",
     "LoraSpec",
     "OpenAITeacher",
@@ -109,6 +111,8 @@ class Recipe(Strict):
     """When the student may take the teacher's place."""
     budget: BudgetSpec = BudgetSpec()
     """The most that one run may spend."""
+    gates: GateSpec = GateSpec()
+    """What `distillctl gate` asks before a student may be deployed."""
 
     @field_validator("baseline")
     @classmethod
