@@ -6,6 +6,7 @@ backend it talks to, and none calls another: what passes between them are the fi
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def ask_teacher(ctx: Context) -> None:
         write_json(ctx.path("stability.json"), found.as_json())
         if found.measured and not found.enough:
             raise TeacherError(Problem(
-                f"the teacher agrees with itself on {found.share:.0%} of {found.items} prompts asked "
+                f"the teacher agrees with itself on {found.unanimous:.0%} of {found.items} prompts asked "
                 f"{found.samples} times, below {found.min_agreement:.0%}: not ready to be distilled",
                 field="teacher.stability.min_agreement",
                 hint="make the prompt or the labels clearer, or lower the temperature; then run again"))
@@ -80,7 +81,8 @@ def provisional_row(task: Task, example: Example) -> dict[str, JSON]:
     """A training row before the teacher has answered: with the gold answer, else one of a usual length."""
     gold = example.expected
     if task.kind == "classification":
-        completion = task.target(gold if gold is not None else max(task.labels, key=len))
+        in_turn = task.labels[zlib.crc32(example.id.encode()) % len(task.labels)]  # not all the same one
+        completion = task.target(gold if gold is not None else in_turn)
     else:
         completion = str(gold.get("text", gold)) if isinstance(gold, Mapping) else "unknown " * 40
     return {"id": example.id, "messages": task.render(example.fields, example.source),
