@@ -27,7 +27,7 @@ for _command in (
     recipes.init, recipes.check, recipes.schema,
     running.plan, running.run, running.status, running.attach, running.cancel,
     results.eval_command, results.compare, results.report, results.verify,
-    watching.drift, watching.gate,
+    watching.import_command, watching.drift, watching.gate,
     inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
 ):
     cli.add_command(_command)

@@ -1,4 +1,4 @@
-"""`drift` and `gate`: what is asked again after a student was trained."""
+"""`import`, `drift` and `gate`: real logs in, and what is asked again after a student was trained."""
 
 from __future__ import annotations
 
@@ -9,6 +9,53 @@ import click
 
 from distillctl.cli.output import json_option, recipe_options, reporter, say, say_json, workspace_option
 from distillctl.cli.running import _ask, offline_option, yes_option
+
+_FORMATS = ("openai-chat", "openai-stored", "langfuse", "langsmith", "litellm", "csv")
+_SHOWN = 10  # skipped rows
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--from", "source", type=click.Choice(_FORMATS), required=True, help="What wrote the log.")
+@click.option("-o", "--out", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder for recipe.yaml and data/; made where it is missing.")
+@click.option("--labels", metavar="A,B,...", help="The task's labels; without it they are inferred.")
+@click.option("--kind", type=click.Choice(("classification", "text")),
+              help="Without it: labels where there are few, short, repeated answers, else text.")
+@click.option("--prompt-column", default="prompt", show_default=True, help="Of a CSV file.")
+@click.option("--answer-column", default="answer", show_default=True, help="Of a CSV file.")
+@json_option
+def import_command(file: Path, source: str, folder: Path, labels: str | None, kind: str | None,
+                   prompt_column: str, answer_column: str, as_json: bool) -> None:
+    """Make a recipe, examples and a recording from a log of real calls. Sends nothing.
+
+    Logs hold what people wrote: look at data/examples.jsonl before a hosted backend sees it.
+    """
+    from distillctl.errors import Problem, UsageError
+    from distillctl.importing import import_log
+
+    if kind == "text" and labels:
+        raise UsageError(Problem("a text has no labels", field="--labels", value=labels,
+                                 hint="give --labels or --kind text, not both"))
+    given = [label.strip() for label in labels.split(",") if label.strip()] if labels else None
+    done = import_log(file, source, folder, labels=given, text=kind == "text", prompt_column=prompt_column,
+                      answer_column=answer_column)
+    if kind == "classification" and done.labels is None:
+        raise UsageError(Problem("the answers do not look like labels", str(file), "--labels",
+                                 hint="name them: --labels code,docs"))
+    if as_json:
+        say_json(done.as_json())
+        return
+    what = f"labels {', '.join(done.labels)}" if done.labels else "free text"
+    say(f"{done.examples} examples from {done.rows} rows, {what}")
+    if done.repeats:
+        say(f"  {done.repeats} calls repeated a prompt and were merged; {done.contradicting} prompts had "
+            "contradicting answers, of which the most frequent is kept")
+    for problem in done.skipped[:_SHOWN]:
+        say(f"  skipped {problem}", err=True)
+    if len(done.skipped) > _SHOWN:
+        say(f"  and {len(done.skipped) - _SHOWN} more rows skipped; --json lists them all", err=True)
+    say(f"next: distillctl check {folder}/recipe.yaml")
 
 
 @click.command()
