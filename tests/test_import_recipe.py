@@ -132,9 +132,18 @@ def test_labels_are_few_short_and_repeated_answers(answers: list[str], labels: l
 
 
 def test_free_text_becomes_a_text_recipe(tmp_path: Path) -> None:
-    done = import_log(write(tmp_path, chats()), "openai-chat", tmp_path / "out", text=True)
+    done = import_log(write(tmp_path, chats()), "openai-chat", tmp_path / "out", kind="text")
     assert done.labels is None
     assert load_recipe(tmp_path / "out/recipe.yaml").recipe.task.kind == "text"
+
+
+def test_labels_that_are_wanted_and_not_there_stop_before_anything_is_written(tmp_path: Path) -> None:
+    rows = chats()
+    for i, row in enumerate(rows):
+        row["messages"][2]["content"] = f"answer {i}"
+    with pytest.raises(UsageError, match="--labels"):
+        import_log(write(tmp_path, rows), "openai-chat", tmp_path / "out", kind="classification")
+    assert not (tmp_path / "out").exists()
 
 
 # --- three formats, from the log to a verdict -----------------------------------------------------------

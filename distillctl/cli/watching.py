@@ -38,11 +38,8 @@ def import_command(file: Path, source: str, folder: Path, labels: str | None, ki
         raise UsageError(Problem("a text has no labels", field="--labels", value=labels,
                                  hint="give --labels or --kind text, not both"))
     given = [label.strip() for label in labels.split(",") if label.strip()] if labels else None
-    done = import_log(file, source, folder, labels=given, text=kind == "text", prompt_column=prompt_column,
+    done = import_log(file, source, folder, labels=given, kind=kind, prompt_column=prompt_column,
                       answer_column=answer_column)
-    if kind == "classification" and done.labels is None:
-        raise UsageError(Problem("the answers do not look like labels", str(file), "--labels",
-                                 hint="name them: --labels code,docs"))
     if as_json:
         say_json(done.as_json())
         return

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from distillctl.check import check_recipe
 from distillctl.errors import DataError, Problem, UsageError
@@ -64,13 +65,15 @@ class Imported:
 
 
 def import_log(path: Path, source: str, folder: Path, *, labels: Sequence[str] | None = None,
-               text: bool = False, prompt_column: str = "prompt", answer_column: str = "answer") -> Imported:
+               kind: Literal["classification", "text"] | None = None, prompt_column: str = "prompt",
+               answer_column: str = "answer") -> Imported:
     """Read a log and write `folder`: recipe.yaml, its schema, data/examples.jsonl, data/teacher.jsonl.
 
     source: one of FORMATS. labels: those of the task; without them they are inferred from few, short, often
-    repeated answers, unless `text` says that there are none. Rows that cannot be used are skipped and told;
+    repeated answers, unless `kind` is "text". Rows that cannot be used are skipped and told;
     of equal prompts one example is made. The recipe is checked as `distillctl check` does it.
-    Raises UsageError where the folder holds such files already, DataError where too little can be used.
+    Raises UsageError, with nothing written, where the folder holds such files already and where labels are
+    wanted that cannot be inferred; DataError where too little can be used.
     """
     files = {name: folder / name for name in
              ("recipe.yaml", "recipe.schema.json", "data/examples.jsonl", "data/teacher.jsonl")}
@@ -83,8 +86,11 @@ def import_log(path: Path, source: str, folder: Path, *, labels: Sequence[str] |
     answers: dict[str, list[Logged]] = defaultdict(list)
     for one in logged:
         answers[template.input_of(one.user)].append(one)
-    if labels is None and not text:
+    if labels is None and kind != "text":
         labels = infer_labels([one.call.output for one in logged])
+    if labels is None and kind == "classification":
+        raise UsageError(Problem("the answers do not look like labels", str(path), "--labels",
+                                 hint="name them: --labels code,docs"))
     kept = {varying: _most_frequent(calls, labels) for varying, calls in answers.items()}
     ids = {varying: _identity(one) for varying, one in kept.items()}
     spec = _spec(template, labels)

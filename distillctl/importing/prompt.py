@@ -77,6 +77,4 @@ def _beginning(texts: Sequence[str]) -> str:
 def escaped(text: str) -> str:
     """A text as a Jinja2 template that gives this text."""
     code = {i for i, char in enumerate(text) if char == "\r" or (char == "{" and text[i + 1:i + 2] in _MARKS)}
-    # the second brace of a pair is left alone by its follower and must not meet the mark made of the first
-    code |= {i for i, char in enumerate(text) if char == "{" and i - 1 in code}
     return "".join(_ESCAPED[char] if i in code else char for i, char in enumerate(text))
