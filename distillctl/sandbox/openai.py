@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import log
 from typing import Any, ClassVar
 
 from distillctl.sandbox.jobs import Job
@@ -24,7 +24,7 @@ from distillctl.sandbox.openai_checks import (
     hyperparameters,
     only,
 )
-from distillctl.sandbox.openai_data import examine, token_count, tokens_of
+from distillctl.sandbox.openai_data import examine, next_tokens, token_count, tokens_of
 from distillctl.sandbox.wire import Call, ProviderPart, Refused, Reply, fingerprint, route
 from distillctl.types import JSON
 
@@ -333,24 +333,12 @@ def _logprobs(asked: Mapping[str, JSON], tokens: Sequence[str],
         return None
     content, so_far = [], ""
     for token in tokens:
-        shares = _next_tokens(labels, so_far)
+        shares = next_tokens(labels, so_far)
         content.append({**_token(token, shares.get(token, 0.0)), "top_logprobs": [
             _token(other, share) for other, share in
             sorted(shares.items(), key=lambda item: -item[1])[:asked.get("top_logprobs") or 0]]})
         so_far += token
     return {"content": content, "refusal": None}
-
-
-def _next_tokens(labels: Mapping[str, float], so_far: str) -> dict[str, float]:
-    """Probability of each token that can follow `so_far` in one of the labels."""
-    shares: dict[str, float] = {}
-    for label, logprob in labels.items():
-        rest = label[len(so_far):]
-        if label.startswith(so_far) and rest:
-            token = tokens_of(rest)[0]
-            shares[token] = shares.get(token, 0.0) + exp(logprob)
-    total = sum(shares.values())
-    return {token: share / total for token, share in shares.items()} if total else {}
 
 
 def _token(token: str, share: float) -> dict[str, JSON]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from math import exp
 
 from distillctl.types import JSON
 
@@ -19,6 +20,18 @@ _TOKEN = re.compile(r" ?[^\W\d_]{1,6}|\d{1,3}|\s+|[^\w\s]{1,2}|.", re.DOTALL)
 def tokens_of(text: str) -> list[str]:
     """`text` cut into pieces of up to six letters or three digits; joined they give it back."""
     return _TOKEN.findall(text)
+
+
+def next_tokens(labels: Mapping[str, float], so_far: str) -> dict[str, float]:
+    """Probability of each token that can follow `so_far` in one of the labels."""
+    shares: dict[str, float] = {}
+    for label, logprob in labels.items():
+        rest = label[len(so_far):]
+        if label.startswith(so_far) and rest:
+            token = tokens_of(rest)[0]
+            shares[token] = shares.get(token, 0.0) + exp(logprob)
+    total = sum(shares.values())
+    return {token: share / total for token, share in shares.items()} if total else {}
 
 
 def token_count(row: Mapping[str, JSON]) -> int:
