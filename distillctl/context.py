@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distillctl import registry, secrets
 from distillctl.backend import Backend, BackendEnv
@@ -26,13 +26,14 @@ from distillctl.store.workspace import Workspace, slug
 from distillctl.task import Task
 from distillctl.types import JSON, Example, Prediction, Split
 
-LearnerRole = Literal["student", "baseline"]
+LearnerRole = str
+"""Who is trained: "student", "baseline", or a variant of the student (`variants.py`)."""
 _NOT_IDENTITY = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "max_failures"}
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Something that is trained in this run: the student, or the baseline beside it."""
+    """Something that is trained in this run: the student, a variant of it, or the baseline beside it."""
 
     role: LearnerRole
     backend: str
@@ -44,7 +45,8 @@ class Learner:
     def parts(self) -> dict[str, JSON]:
         """What determines the trained model, beside its training rows."""
         return {"backend": self.backend, "settings": dict(self.settings), "model": self.model,
-                "train": self.train.model_dump(mode="json"), "training version": self.version}
+                "train": self.train.model_dump(mode="json", exclude={"seeds"}),
+                "training version": self.version}
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,18 @@ class Context:
 
     def learner(self, role: LearnerRole) -> Learner:
         recipe = self.recipe
-        backend = recipe.backend if role == "student" else recipe.baseline
+        backend = recipe.baseline if role == "baseline" else recipe.backend
         if backend is None:
             raise ValueError(f"the recipe has no {role}")
+        seed = int(role.removeprefix("seed-")) if role.startswith("seed-") else recipe.train.seed
+        train = recipe.train.model_copy(update={"seed": seed, "seeds": []})
         settings = recipe.backends.get(backend, {})
         can = registry.load(backend).capabilities
         model = str(settings.get("model") or (recipe.student.model if can.untrained_answers else backend))
-        return Learner(role, backend, settings, model, recipe.train, can.training_version)
+        return Learner(role, backend, settings, model, train, can.training_version)
 
     def roles(self) -> tuple[LearnerRole, ...]:
-        """Who is trained in this run."""
+        """Who is trained in this run, variants of the student aside."""
         return ("student", "baseline") if self.recipe.baseline else ("student",)
 
     @cached_property

@@ -18,6 +18,7 @@ from distillctl.store.files import digest_json
 from distillctl.store.rundir import StageRecord
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON, SPLITS
+from distillctl.variants import variants_of, weigh_variants
 
 Parts = Mapping[str, JSON]
 
@@ -50,10 +51,11 @@ class Step:
     record: StageRecord | None = field(default=None, repr=False)
 
 
-def _learner_stages(role: LearnerRole) -> list[Stage]:
+def _learner_stages(role: LearnerRole, does: str = "", rows: tuple[str, ...] = ()) -> list[Stage]:
+    """rows: files of training rows of its own that training leaves."""
     return [
-        Stage(f"train-{role}", f"train the {role}", ("select",),
-              (f"{role}.json", f"{role}", f"training/{role}.jsonl"),
+        Stage(f"train-{role}", does or f"train the {role}", ("select",),
+              (f"{role}.json", f"{role}", f"training/{role}.jsonl", *rows),
               lambda ctx: ctx.learner(role).parts(), lambda ctx: stages.train(ctx, role)),
         Stage(f"answer-{role}", f"let the {role} answer dev and test", ("data", f"train-{role}"),
               (f"predictions/{role}.dev.jsonl", f"predictions/{role}.test.jsonl", f"timings/{role}.json"),
@@ -87,9 +89,19 @@ def stages_of(ctx: Context) -> list[Stage]:
     if recipe.baseline:
         found.extend(_learner_stages("baseline"))
         scored.append("answer-baseline")
+    variants = variants_of(ctx)
+    for one in variants:
+        rows = () if one.kind == "seed" else (f"training/{one.role}.rows.jsonl",)
+        found.extend(_learner_stages(one.role, one.does, rows))
+    told = ["evaluate"]
+    if variants:
+        found.append(Stage("levers", "say what the variants of the student tell",
+                           ("teacher", "answer-student", *(f"answer-{one.role}" for one in variants)),
+                           ("levers.json",), lambda ctx: {}, weigh_variants))
+        told.append("levers")
     found.append(Stage("evaluate", "score, compare, decide", ("teacher", *scored), ("metrics.json",),
                        lambda ctx: {"verdict": recipe.verdict.model_dump()}, deciding.evaluate_run))
-    found.append(Stage("report", "write the report", ("evaluate",), ("report.html",),
+    found.append(Stage("report", "write the report", tuple(told), ("report.html",),
                        lambda ctx: {}, deciding.write_report))
     return found
 

@@ -25,6 +25,7 @@ from distillctl.select import requests_of
 from distillctl.store.files import write_jsonl
 from distillctl.store.ledger import answer_key
 from distillctl.types import JSON, SPLITS, Example, Request, Split
+from distillctl.variants import variants_of
 
 
 @dataclass
@@ -84,7 +85,7 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
     rows = {row.stage: row for row in plan.rows}
     if "teacher" in to_run:
         _plan_teacher(ctx, plan, rows["teacher"], splits)
-    for role in ctx.roles():
+    for role in (*ctx.roles(), *(one.role for one in variants_of(ctx))):
         if f"train-{role}" in to_run:
             _plan_training(ctx, plan, rows[f"train-{role}"], role, splits)
         if f"answer-{role}" in rows:

@@ -21,6 +21,7 @@ from distillctl.stability import Stability
 from distillctl.store.files import digest_file, digest_json, read_json, write_json, write_jsonl
 from distillctl.task import Task
 from distillctl.types import JSON, SPLITS, Example
+from distillctl.variants import rows_of
 
 
 class Detached(Exception):
@@ -107,7 +108,7 @@ def job_key(ctx: Context, role: LearnerRole, job: TrainJob) -> str:
 def train(ctx: Context, role: LearnerRole) -> None:
     """Train one learner at its backend and bring it home."""
     backend = ctx.backend(role)
-    job = train_job(ctx, role, ctx.path("training/train.jsonl"), ctx.path("training/dev.jsonl"))
+    job = train_job(ctx, role, rows_of(ctx, role), ctx.path("training/dev.jsonl"))
     found = backend.preflight(job)
     if found.problems:
         raise BackendError(*found.problems)

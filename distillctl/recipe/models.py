@@ -7,9 +7,9 @@ several fields at once; what follows "; " in their words is the advice.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from distillctl.recipe.data_models import (
     DataSpec,
@@ -105,6 +105,11 @@ class Recipe(Strict):
     """Settings per backend, so that switching is one word; checked by the backend itself."""
     baseline: Annotated[str, Field(pattern=NAME)] | None = None
     """A second, cheap backend trained on the same rows and shown beside the student: `linear`."""
+    controls: Annotated[list[Literal["gold"]], Field(max_length=1)] = Field(default=[])
+    """`[gold]`: train the same student on the gold answers too. Is the teacher what holds it back?"""
+    curve: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(max_length=10)] = Field(default=[])
+    """Train the same student on these shares of its rows too; 1 is the student itself. Would more data
+    help?"""
     evaluate: EvaluateSpec = EvaluateSpec()
     """What is compared, and how latency is timed."""
     verdict: VerdictSpec = VerdictSpec()
@@ -113,6 +118,21 @@ class Recipe(Strict):
     """The most that one run may spend."""
     gates: GateSpec = GateSpec()
     """What `distillctl gate` asks before a student may be deployed."""
+
+    @field_validator("curve")
+    @classmethod
+    def _once(cls, curve: list[float]) -> list[float]:
+        if len(set(curve)) < len(curve):
+            raise ValueError("names a share twice; delete one of them")
+        return curve
+
+    @model_validator(mode="after")
+    def _other_seeds(self) -> Recipe:
+        seeds = [self.train.seed, *self.train.seeds]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("train.seeds names a seed twice, or that of train.seed, which is trained "
+                             "anyway; delete it")
+        return self
 
     @field_validator("baseline")
     @classmethod

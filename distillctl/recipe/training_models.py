@@ -55,6 +55,8 @@ class TrainSpec(Strict):
     """Tokens of prompt and answer together; a longer row is an error, never cut."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the adapter's first weights and of the order of the rows."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[], max_length=20)
+    """Train the student again with each of these, to show how far its figure depends on chance."""
     lora: LoraSpec = LoraSpec()
     """The adapter that is trained in place of all weights."""
 
