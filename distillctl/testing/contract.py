@@ -47,7 +47,7 @@ from distillctl.types import JSON, Answer, Predictor, Request
 
 CANARY = "canary-3f9b1d7ae2c84650"  # the value of every secret; must be found nowhere
 HEAVY = ("torch", "transformers", "trl", "sklearn", "scipy", "datasets", "openai", "anthropic", "together",
-         "google.genai", "google.cloud", "huggingface_hub", "httpx", "requests")
+         "google.genai", "google.cloud.storage", "huggingface_hub", "httpx", "requests")
 ESCAPES = ("../escaped", "a/../../escaped", "..", "/{folder}/escaped", "a\0b", "")
 
 @dataclass
