@@ -56,7 +56,7 @@ class Jobs:
 
     def __init__(self, store: Store, tuner: Tuner, speed: float | None) -> None:
         self.part: ProviderPart  # set by the sandbox
-        self._store, self._tuner, self._speed = store, tuner, speed
+        self._store, self.tuner, self._speed = store, tuner, speed
         self._folder = store.folder / "jobs"
         self._wake = threading.Event()
         self._closing = False
@@ -234,8 +234,8 @@ class Jobs:
         self._store.put("progress", job.id, [])
         failure = None
         try:
-            self._tuner.train(self._folder / job.rows_file, job.epochs, draft, self._reporter(job),
-                              self._stop_training)
+            self.part.train(job, self._folder / job.rows_file, draft, self._reporter(job),
+                            self._stop_training)
         except TuningFailed as error:
             failure = {"message": str(error)}
         except Exception as error:  # whatever breaks the training fails this job, and no other

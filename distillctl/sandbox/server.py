@@ -184,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.what == "status_after":
                 raise Refused(fault.number, "The server had an error while processing your request.")
         except Refused as refused:
-            return Reply(part.error_body(refused), refused.status)
+            return Reply(part.error_body(refused), refused.status, part.error_headers(refused))
         except (_Drop, OSError):
             raise
         except Exception as error:
@@ -224,6 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.sandbox.closing.wait(fault.number)
         if what == "garble":
             reply = Reply(b"<html><title>502 Bad Gateway</title>", 200, {"Content-Type": "text/html"})
+        if isinstance(reply.body, Iterator):
+            self._stream(reply, reply.body)
+            return
         data = encode(reply.body)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **reply.headers}
         self.send_response(reply.status)
@@ -236,6 +239,17 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Drop
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def _stream(self, reply: Reply, pieces: Iterator[bytes]) -> None:
+        self.close_connection = True
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.flush()
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.wfile.flush()
 
     def _drop(self) -> None:
         """Break the connection with a reset, as a crash does."""

@@ -20,7 +20,7 @@ import json
 import re
 import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,16 +28,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from distillctl.types import JSON
 
 if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
+
     from distillctl.sandbox.faults import Fault
     from distillctl.sandbox.jobs import Job
     from distillctl.sandbox.server import Sandbox
+    from distillctl.sandbox.tuner import Report
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. body: bytes as they are, or JSON. headers replace the default ones of the same name."""
+    """An answer. body: bytes as they are, JSON, or pieces that are sent as they come, until the last one
+    closes the connection. headers replace the default ones of the same name."""
 
-    body: bytes | JSON = field(default_factory=dict)
+    body: bytes | JSON | Iterator[bytes] = field(default_factory=dict)
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,6 +173,14 @@ class ProviderPart(ABC):
     def error_body(self, refused: Refused) -> JSON:
         """The error body in the provider's shape."""
         return {"error": {"message": refused.message, **refused.details}}
+
+    def error_headers(self, refused: Refused) -> Mapping[str, str]:
+        """Headers that come with an error."""
+        return {}
+
+    def train(self, job: Job, rows: Path, into: Path, report: Report, stop: threading.Event) -> None:
+        """Do a job's work, as `Tuner.train` does it. Raises TuningFailed."""
+        self.jobs.tuner.train(rows, job.epochs, into, report, stop)
 
     @abstractmethod
     def new_job_id(self) -> str:
