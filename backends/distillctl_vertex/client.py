@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 NEEDS = ("google.genai", "google.cloud.storage", "httpx2")
 PAGE = 100
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+_ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")  # of the request, before what was said
 _IN_DOUBT = frozenset({408, 499})  # 4xx that say nothing about what was done
 
 
@@ -76,9 +78,10 @@ class Service:
         """The client of google-genai."""
         import httpx2
 
-        client = genai_client(self._settings, self.credentials, self._location, httpx_client=httpx2.Client(
-            follow_redirects=False, timeout=self._settings.timeout))
-        self._open.append(client)
+        known = self.credentials
+        http = httpx2.Client(follow_redirects=False, timeout=self._settings.timeout)
+        client = genai_client(self._settings, known, self._location, httpx_client=http)
+        self._open += [http, client]
         return client
 
     @cached_property
@@ -230,7 +233,7 @@ def storage_failures() -> Iterator[None]:
             yield
     except GoogleAPICallError as error:
         headers = getattr(error.response, "headers", None) or {}
-        raise Failed(_words(error.message), error.code,
+        raise Failed(_words(_ADDRESS.sub("", error.message or "")), error.code,
                      parse_retry_after(headers.get("retry-after"))) from None
     except InvalidResponse as error:
         raise Failed(_words(error), error.response.status_code) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from distillctl.store.files import read_json, read_jsonl, safe_join, write_json
 from distillctl.types import JSON, Message
 
-_LINE = re.compile(r"\b((?:lines?|rows?|examples?|index) #?(\d+))\b", re.IGNORECASE)
+_LINE = re.compile(r"\b((?:lines?|rows?|examples?|index):? #?(\d+))\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -84,17 +84,17 @@ class GeminiPredictor:
     async def _ask(self, request: Request) -> dict[str, Any]:
         import httpx2
         from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.genai import errors
+        from google.genai import errors, types
 
         if self._client is None:
             self._http = http_client(self._settings.timeout)
             self._client = genai_client(self._settings, self._credentials, self._location,
                                         httpx_async_client=self._http)
         system, contents = conversation(request.messages)
-        asked = {**self._parameters, **({} if system is None else {"system_instruction": system})}
+        asked = {**self._parameters, "system_instruction": system, "should_return_http_response": True}
         try:
             reply = await self._client.aio.models.generate_content(
-                model=self._model, contents=contents, config={**asked, "should_return_http_response": True})
+                model=self._model, contents=contents, config=types.GenerateContentConfig(**asked))
         except errors.APIError as error:
             self._leave_out(error, asked)
             headers = getattr(error.response, "headers", None) or {}

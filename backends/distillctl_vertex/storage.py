@@ -94,7 +94,7 @@ class Objects:
                 blob.reload(timeout=self._settings.timeout, retry=None)
                 return Stored(name, int(blob.size), str(blob.crc32c))
         except Failed as failed:
-            if failed.status == 404 and "bucket" not in str(failed):
+            if failed.status == 404 and "bucket does not exist" not in str(failed):
                 return None
             raise
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PARTS = {
     "openai": "distillctl.sandbox.openai:OpenAIPart",
+    "together": "distillctl.sandbox.together:TogetherPart",
+    "vertex": "distillctl.sandbox.vertex:VertexPart",
 }
 
 
