@@ -147,6 +147,23 @@ class Jobs:
         with self._store.transaction():
             return [self._settled(Job(**row)) for row in self._store.list("job")]
 
+    def passed(self, phases: Sequence[tuple[str, float]], since: float, looks: int) -> int:
+        """How many phases have passed of what began at `since` and was looked at `looks` times since."""
+        if self._speed is None:
+            return looks
+        elapsed = self.elapsed(since)
+        passed = 0
+        for _, seconds in phases:
+            elapsed -= seconds
+            if elapsed < 0:
+                break
+            passed += 1
+        return passed
+
+    def elapsed(self, since: float) -> float:
+        """The provider's seconds since a moment of ours."""
+        return (time.time() - since) * (self._speed or 1.0)
+
     # --- states ---
 
     def _word(self, job: Job, call: Call | None) -> str:
@@ -162,17 +179,7 @@ class Jobs:
         return words[min(self._phase(job), len(words) - 1)]
 
     def _phase(self, job: Job) -> int:
-        """How many phases have passed."""
-        if self._speed is None:
-            return job.looks
-        elapsed = (time.time() - job.created_at) * self._speed
-        passed = 0
-        for _, seconds in self.part.phases:
-            elapsed -= seconds
-            if elapsed < 0:
-                break
-            passed += 1
-        return passed
+        return self.passed(self.part.phases, job.created_at, job.looks)
 
     def _settled(self, job: Job) -> Job:
         """The job as it is now, its end recorded if it has come; what was not saved is forgotten."""
@@ -203,7 +210,7 @@ class Jobs:
             return True
         if self._speed is None:
             return job.looks > job.cancelled_look
-        return (time.time() - job.cancelled_at) * self._speed >= CANCELLING_S
+        return self.elapsed(job.cancelled_at) >= CANCELLING_S
 
     # --- training ---
 
