@@ -18,6 +18,7 @@ from distillctl.select import predictions_of, requests_of
 from distillctl.status import spent_text
 from distillctl.store.files import read_json, read_jsonl, write_json
 from distillctl.types import JSON, Answer
+from distillctl.variants import variants_of
 
 _TOLD_VERSIONS = ("distillctl", "torch", "transformers", "trl", "peft", "scikit-learn", "openai", "anthropic")
 
@@ -114,6 +115,7 @@ def write_report(ctx: Context) -> None:
         metrics=Metrics.model_validate(read_json(ctx.path("metrics.json"))), run_name=ctx.rundir.name,
         recipe_text=ctx.loaded.text, audit=_optional(ctx, "audit.json"),
         selection=_optional(ctx, "selection.json"), stability=_optional(ctx, "stability.json"),
+        levers=_optional(ctx, "levers.json") if variants_of(ctx) else None,
         training=list(read_jsonl(ctx.path("training/student.jsonl"))),
         spend={"in all": spent_text(spent)},
         stages=[{"name": name, "seconds": record.seconds, "reused": False}

@@ -93,7 +93,7 @@ def levers(found: dict) -> dict:
 
 
 def spoil_teacher(workspace: Path) -> None:
-    """The gold answers are taken away from the selection: a third of the teacher's answers turns wrong."""
+    """Make four of ten of the teacher's answers a random label."""
     path = workspace / "recipes/data/routing.teacher.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     chance = random.Random(0)
@@ -117,6 +117,12 @@ def test_a_part_of_the_curve_is_trained_on_its_share_of_the_students_rows(worksp
     ids = [{json.loads(line)["id"] for line in (folder / name).read_text(encoding="utf-8").splitlines()}
            for name in ("curve-0.25.rows.jsonl", "curve-0.5.rows.jsonl", "train.jsonl")]
     assert ids[0] < ids[1] < ids[2]
+
+
+def test_the_report_says_what_the_variants_tell(workspace: Path) -> None:
+    found = run("--set", "curve=[0.5, 1]")
+    rows = levers(found)["levers"][0]["rows"]
+    assert f"from {rows:,} to" in Path(found["report"]).read_text(encoding="utf-8")
 
 
 def test_a_bad_teacher_whose_mistakes_are_dropped_leaves_fewer_rows_than_gold_has(workspace: Path) -> None:

@@ -28,7 +28,8 @@ MOST_CONFUSIONS = 8
 class ReportInput:
     """Everything a report can show; what is None or empty is left out.
 
-    recipe_text: the recipe verbatim. audit, selection, stability, spend: the run's artifacts as they are.
+    recipe_text: the recipe verbatim. audit, selection, stability, levers, spend: the run's artifacts as they
+    are.
     training: the numbers of the training events in their order (step, loss, eval_loss, eval_score, ...).
     stages: dicts of name, seconds and reused. provenance: versions, digests, machine, times, by name.
     """
@@ -40,6 +41,7 @@ class ReportInput:
     selection: Mapping[str, JSON] | None = None
     training: Sequence[Mapping[str, JSON]] = ()
     stability: Mapping[str, JSON] | None = None
+    levers: Mapping[str, JSON] | None = None
     spend: Mapping[str, JSON] | None = None
     stages: Sequence[Mapping[str, JSON]] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
