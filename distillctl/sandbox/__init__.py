@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PARTS = {
     "openai": "distillctl.sandbox.openai:OpenAIPart",
     "together": "distillctl.sandbox.together:TogetherPart",
+    "together": "distillctl.sandbox.together:TogetherPart",
     "vertex": "distillctl.sandbox.vertex:VertexPart",
 }
 
