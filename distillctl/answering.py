@@ -64,7 +64,8 @@ def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
             trained_as: LearnerRole = "student") -> Iterator[Answerer]:
     """A trained (or, as "base", untrained) model, opened by its backend for as long as the block runs."""
     backend = ctx.backend(trained_as)
-    paid = not backend.capabilities.student_is_local
+    # a hosted backend may also send weights home
+    paid = student.kind == "hosted" and not backend.capabilities.student_is_local
     with backend.open(student, folder, ctx.task, ctx.recipe.evaluate) as predictor:
         options = CollectOptions(max_failures=1.0)  # a missing answer is a wrong answer, and is shown
         if paid:
