@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +19,12 @@ from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distillctl.errors import DataError, Problem, RecipeError
+from distillctl.evaluate.text_scores import LIKENESS, normal, rouge_l
 from distillctl.recipe.models import ClassificationSpec, FieldSpec, StructuredSpec, TextSpec
 from distillctl.types import JSON, Message
 
 _REASONING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^```[\w-]*\s*\n(.*?)\n?```\s*$", re.DOTALL)
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +162,21 @@ class StructuredTask(Task):
         return json.dumps({k: value[k] for k in keys}, ensure_ascii=False)
 
     def score(self, value: JSON, expected: JSON) -> Score:
-        parts = {}
-        for name, wanted in (expected or {}).items():
-            how = self.spec.fields.get(name, FieldSpec())
-            if how.score != "ignore":
-                parts[name] = float(value is not None and _field_right(value.get(name), wanted, how))
+        parts = {name: float(value is not None and _field_right(value.get(name), wanted, self._how(name)))
+                 for name, wanted in self.scored(expected).items()}
         return Score(bool(parts) and all(part == 1.0 for part in parts.values()), parts)
+
+    def scored(self, expected: JSON) -> dict[str, JSON]:
+        """The expected fields that count: those that the recipe does not ignore."""
+        return {name: wanted for name, wanted in (expected or {}).items()
+                if self._how(name).score != "ignore"}
+
+    def _how(self, name: str) -> FieldSpec:
+        return self.spec.fields.get(name, FieldSpec())
 
 
 class TextTask(Task):
-    """Free text, checked by required and forbidden terms, length, and likeness to an expected text.
+    """Free text, checked by required and forbidden terms, number of words, and likeness to a text.
 
     `expected` may hold `text` (a string), `must_include` and `must_not_include` (lists of strings; case
     does not matter).
@@ -194,14 +200,20 @@ class TextTask(Task):
         if "must_not_include" in wanted:
             parts["must_not_include"] = float(
                 not any(str(t).casefold() in folded for t in wanted["must_not_include"]))
+        if self.spec.min_words is not None:
+            parts["min_words"] = float(len(text.split()) >= self.spec.min_words)
         if self.spec.max_words is not None:
             parts["max_words"] = float(len(text.split()) <= self.spec.max_words)
         if wanted.get("text") is not None:
             if self.spec.min_similarity is not None:
-                parts["text"] = float(rouge_l(text, wanted["text"]) >= self.spec.min_similarity)
+                parts["text"] = float(self.likeness(text, wanted["text"]) >= self.spec.min_similarity)
             elif "must_include" not in wanted and "must_not_include" not in wanted:
-                parts["text"] = float(_normal(text) == _normal(wanted["text"]))
+                parts["text"] = float(normal(text) == normal(wanted["text"]))
         return Score(bool(text) and bool(parts) and all(p == 1.0 for p in parts.values()), parts)
+
+    def likeness(self, text: str, reference: str) -> float:
+        """How alike two texts are, in [0, 1], as the recipe measures it."""
+        return LIKENESS[self.spec.similarity](text, reference)
 
 
 def build_task(spec: ClassificationSpec | StructuredSpec | TextSpec) -> Task:
@@ -209,20 +221,6 @@ def build_task(spec: ClassificationSpec | StructuredSpec | TextSpec) -> Task:
     kinds: dict[str, type[Task]] = {
         "classification": ClassificationTask, "structured": StructuredTask, "text": TextTask}
     return kinds[spec.kind](spec)
-
-
-def rouge_l(text: str, reference: str) -> float:
-    """ROUGE-L F1 of two texts over lower-cased words, in [0, 1] (Lin 2004, aclanthology W04-1013).
-
-    The F1 of the longest common subsequence, 2·LCS/(m+n), is the normalised indel similarity.
-    """
-    from rapidfuzz.distance import Indel
-
-    return Indel.normalized_similarity(_WORD.findall(text.casefold()), _WORD.findall(reference.casefold()))
-
-
-def _normal(text: str) -> str:
-    return " ".join(_WORD.findall(text.casefold()))
 
 
 def _printable(value: Any) -> Any:
@@ -244,9 +242,17 @@ def _field_right(value: JSON, wanted: JSON, how: FieldSpec) -> bool:
     if how.score == "set":
         return (isinstance(value, list) and isinstance(wanted, list)
                 and _canonical(value) == _canonical(wanted))
+    if how.score == "bag":
+        return (isinstance(value, list) and isinstance(wanted, list)
+                and Counter(map(_canonical_item, value)) == Counter(map(_canonical_item, wanted)))
     if how.score == "text":
         return isinstance(value, str) and rouge_l(value, str(wanted)) >= how.threshold
-    return type(value) is type(wanted) and value == wanted  # exact and list; True is not 1
+    return same_json(value, wanted)  # exact and list
+
+
+def same_json(value: JSON, other: JSON) -> bool:
+    """Whether two values are the same JSON: 1 is not true, at no depth, and 1 is not 1.0."""
+    return _canonical_item(value) == _canonical_item(other)
 
 
 def _is_number(value: JSON) -> bool:
@@ -254,4 +260,8 @@ def _is_number(value: JSON) -> bool:
 
 
 def _canonical(items: list[JSON]) -> set[str]:
-    return {json.dumps(item, sort_keys=True, ensure_ascii=False) for item in items}
+    return {_canonical_item(item) for item in items}
+
+
+def _canonical_item(item: JSON) -> str:
+    return json.dumps(item, sort_keys=True, ensure_ascii=False)

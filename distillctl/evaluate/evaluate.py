@@ -195,6 +195,10 @@ def _evaluation(task: Task, who: Entrant, scored: metrics.Scored, test: _Split, 
             "macro_f1": metrics.macro_f1(task.labels, test.expected, scored.values, groups, accuracy.share),
             "labels": metrics.label_scores(table), "confusion": table,
             "calibration": calibration(task.labels, _pairs(stated, test), _pairs(dev_stated, dev))}
+    elif task.kind == "structured":
+        by_kind = {"structured": metrics.structured_scores(task, scored, test.expected, groups)}
+    elif task.kind == "text":
+        by_kind = {"text": metrics.text_scores(task, scored, test.expected, groups)}
     return Evaluation(
         name=who.name, role=who.role, model=who.model, n=len(scored.right), accuracy=accuracy,
         invalid=metrics.invalid(scored, groups), parts=metrics.part_means(scored, groups),

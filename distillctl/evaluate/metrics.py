@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distillctl.evaluate import intervals
-from distillctl.evaluate.results import Confusion, Count, Interval, LabelScores
-from distillctl.task import Task, rouge_l
+from distillctl.evaluate.results import (
+    Confusion,
+    Count,
+    Interval,
+    LabelScores,
+    StructuredScores,
+    TextScores,
+)
+from distillctl.evaluate.text_scores import chrf, normal, rouge_l
+from distillctl.task import StructuredTask, Task, TextTask, same_json
 from distillctl.types import JSON, Prediction
 
 if TYPE_CHECKING:
@@ -75,7 +83,7 @@ def same_answer(task: Task, first: Prediction | None, second: Prediction | None,
         return one == other or task.score(one, wanted).correct
     if task.kind == "text":
         alike = task.spec.min_similarity
-        return rouge_l(one, other) >= (1.0 if alike is None else alike)
+        return normal(one) == normal(other) if alike is None else task.likeness(one, other) >= alike
     return one == other
 
 
@@ -93,6 +101,75 @@ def part_means(scored: Scored, groups: Sequence[Hashable] | None) -> dict[str, I
         means[name] = intervals.mean([scored.parts[i][name] for i in at],
                                      [groups[i] for i in at] if groups else None)
     return means
+
+
+# --- structured -------------------------------------------------------------------------------------------
+
+
+def structured_scores(task: StructuredTask, scored: Scored, expected: Sequence[JSON],
+                      groups: Sequence[Hashable] | None) -> StructuredScores:
+    """Scores of JSON answers over the planned items, the unreadable and missing ones among them."""
+    exact = [value is not None and wanted is not None and _same_object(task, value, wanted)
+             for value, wanted in zip(scored.values, expected, strict=True)]
+    return StructuredScores(
+        schema_valid=intervals.count([value is not None for value in scored.values], groups),
+        exact_object=intervals.count(exact, groups), field_f1=_field_f1(task, scored, expected, groups))
+
+
+def _same_object(task: StructuredTask, value: Mapping[str, JSON], expected: JSON) -> bool:
+    wanted = task.scored(expected)
+    return bool(wanted) and all(name in value and same_json(value[name], one)
+                                for name, one in wanted.items())
+
+
+def _field_f1(task: StructuredTask, scored: Scored, expected: Sequence[JSON],
+              groups: Sequence[Hashable] | None) -> Interval | None:
+    """F1 over the scored fields of all items, null being no value; None where none has a value."""
+    import numpy as np
+
+    units = np.zeros((len(expected), 3))  # hits, said, expected
+    for unit, value, wanted, parts in zip(units, scored.values, expected, scored.parts, strict=True):
+        for name, one in task.scored(wanted).items():
+            said = value is not None and value.get(name) is not None
+            unit += (said and one is not None and parts[name] == 1.0, said, one is not None)
+    if not units.any():
+        return None
+    found = intervals.bootstrapped(units, _f1_of_sums, groups)
+    if found.low < found.high:
+        return found
+    # no spread to draw from (all right, all wrong): the bootstrap would claim certainty
+    share = intervals.count(scored.right, groups).share
+    return Interval(value=found.value, low=min(share.low, found.value), high=max(share.high, found.value),
+                    method=f"{share.method} of the accuracy, nothing to bootstrap")
+
+
+def _f1_of_sums(sums: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    hits, either = sums[:, 0], sums[:, 1] + sums[:, 2]
+    return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0.5)
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def text_scores(task: TextTask, scored: Scored, expected: Sequence[JSON],
+                groups: Sequence[Hashable] | None) -> TextScores | None:
+    """Likeness to the expected texts, over the items that have one; None where no item has.
+
+    Without a valid answer the likeness is 0.
+    """
+    at = [i for i, wanted in enumerate(expected) if wanted and wanted.get("text") is not None]
+    if not at:
+        return None
+    pairs = [(scored.values[i] or "", expected[i]["text"]) for i in at]
+    groups = [groups[i] for i in at] if groups else None
+    mean_chrf = intervals.mean([chrf(*pair) for pair in pairs], groups) if (
+        task.spec.similarity == "chrf") else None
+    return TextScores(
+        n=len(at), exact=intervals.count([bool(said) and normal(said) == normal(wanted)
+                                          for said, wanted in pairs], groups),
+        rouge_l=intervals.mean([rouge_l(*pair) for pair in pairs], groups), chrf=mean_chrf)
 
 
 # --- classification ---------------------------------------------------------------------------------------

@@ -98,6 +98,27 @@ class Confusion(Result):
     counts: list[list[int]]
 
 
+class StructuredScores(Result):
+    """JSON answers. Shares are of the planned items.
+
+    exact_object: every scored field equals the expected one, whatever likeness the recipe allows. field_f1:
+    over all items' scored fields that hold a value (null is none); None where nothing has one.
+    """
+
+    schema_valid: Count
+    exact_object: Count
+    field_f1: Interval | None
+
+
+class TextScores(Result):
+    """Texts against the `n` expected ones. exact: equal after normalisation. chrf: where the recipe asks."""
+
+    n: int
+    exact: Count
+    rouge_l: Interval
+    chrf: Interval | None
+
+
 Role = Literal["teacher", "base", "student", "baseline"]
 
 
@@ -114,6 +135,8 @@ class Evaluation(Result):
     labels: list[LabelScores] = []
     confusion: Confusion | None = None
     parts: dict[str, Interval] = {}  # field or check -> mean score
+    structured: StructuredScores | None = None
+    text: TextScores | None = None
     calibration: Calibration | None = None
     latency: Latency | None = None
     throughput: Throughput | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from distillctl.evaluate.text_scores import Likeness, chrf_available
 from distillctl.recipe.strict import PositiveInt, Share, Strict
 
 
@@ -36,15 +37,15 @@ class ClassificationSpec(_Prompted):
         return labels
 
 
-FieldScoring = Literal["exact", "number", "set", "list", "text", "ignore"]
+FieldScoring = Literal["exact", "number", "set", "bag", "list", "text", "ignore"]
 
 
 class FieldSpec(Strict):
     """How one field of a structured answer is scored."""
 
     score: FieldScoring = "exact"
-    """exact; number (within `tolerance`); set (order and repeats ignored); list (in order); text (ROUGE-L
-    F1 of at least `threshold`); ignore."""
+    """exact; number (within `tolerance`); set (a list, order and repeats ignored); bag (a list, order
+    ignored, repeats counted); list (in order); text (ROUGE-L F1 of at least `threshold`); ignore."""
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Largest absolute difference that still counts as right, for `number`."""
     threshold: Share = 0.5
@@ -68,11 +69,31 @@ class TextSpec(_Prompted):
 
     kind: Literal["text"]
     """Free text."""
+    min_words: PositiveInt | None = None
+    """An answer with fewer words is wrong."""
     max_words: PositiveInt | None = None
     """An answer with more words is wrong."""
+    similarity: Likeness = "rouge_l"
+    """How likeness to an expected `text` is measured: rouge_l (words in common, in order) or chrf (runs of
+    letters in common; for languages with many word forms or without blanks; needs the extra `text`)."""
     min_similarity: Share | None = None
-    """Smallest ROUGE-L F1 against the expected `text` that counts as right; without it, where a `text`
-    is expected and no terms are, the answers must be equal after normalisation."""
+    """Smallest likeness to the expected `text` that counts as right; without it, where a `text` is expected
+    and no terms are, the answers must be equal after normalisation."""
+
+    @field_validator("similarity")
+    @classmethod
+    def _installed(cls, similarity: Likeness) -> Likeness:
+        if similarity == "chrf" and not chrf_available():
+            raise ValueError("needs the package sacrebleu, which is not installed; "
+                             "pip install 'distillctl[text]', or use rouge_l")
+        return similarity
+
+    @model_validator(mode="after")
+    def _some_length(self) -> TextSpec:
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise ValueError("min_words is above max_words, so every answer would be wrong; make it the "
+                             "smaller of the two")
+        return self
 
 
 TaskSpec = Annotated[ClassificationSpec | StructuredSpec | TextSpec, Field(discriminator="kind")]
