@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from distillctl import registry
@@ -79,7 +80,7 @@ class Service:
         import httpx2
 
         known = self.credentials
-        http = httpx2.Client(follow_redirects=False, timeout=self._settings.timeout)
+        http = httpx2.Client(follow_redirects=False, timeout=self._settings.timeout, verify=_tls())
         client = genai_client(self._settings, known, self._location, httpx_client=http)
         self._open += [http, client]
         return client
@@ -173,7 +174,16 @@ def genai_client(settings: VertexSettings, known: Credentials, location: str, **
         enterprise=True, project=settings.project, location=location, credentials=known,
         http_options=types.HttpOptions(
             base_url=settings.address(location), timeout=int(settings.timeout * 1000),
+            # one context for all that the client prepares: it would read the certificates three times
+            client_args={"verify": _tls()}, async_client_args={"verify": _tls(), "ssl": _tls()},
             retry_options=types.HttpRetryOptions(attempts=1), **clients))
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def credentials_problem(what: str) -> Problem:
