@@ -9,6 +9,7 @@ from pathlib import Path
 from distillctl.context import Context
 from distillctl.data import load_splits
 from distillctl.errors import DistillctlError, Problem, UsageError
+from distillctl.evaluate.slices import check_fields
 from distillctl.recipe.load import load_recipe
 from distillctl.store.workspace import Workspace
 from distillctl.types import JSON, SPLITS
@@ -42,6 +43,7 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
     splits, warnings = {}, []
     try:
         splits, warnings = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
+        check_fields(splits["test"], ctx.recipe.evaluate.slices)
     except DistillctlError as error:
         problems += error.problems
     if problems:

@@ -129,7 +129,8 @@ class Context:
         name = self.learner(role).backend
         if name not in self._backends:
             env = BackendEnv(workspace=self.workspace.private / name, secret=secrets.value,
-                             clock=time.time, offline=self.options.offline)
+                             clock=time.time, offline=self.options.offline, run=self.run_id,
+                             tell=self.reporter.note)
             self._backends[name] = registry.open_backend(
                 name, self.recipe.backends.get(name, {}), env, self.loaded)
         return self._backends[name]
@@ -168,7 +169,14 @@ class Context:
         return parts
 
     def answering_parts(self) -> dict[str, JSON]:
-        return {"evaluate": self.recipe.evaluate.model_dump(mode="json", exclude={"base"})}
+        only_scoring = {"base", "cascade", "slices"}
+        return {"evaluate": self.recipe.evaluate.model_dump(mode="json", exclude=only_scoring)}
+
+    def scoring_parts(self) -> dict[str, JSON]:
+        recipe = self.recipe
+        return {"verdict": recipe.verdict.model_dump(mode="json"),
+                "evaluate": recipe.evaluate.model_dump(mode="json", include={"cascade", "slices"}),
+                "economics": recipe.economics.model_dump(mode="json")}
 
     # --- what earlier stages left ---
 

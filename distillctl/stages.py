@@ -15,6 +15,7 @@ from distillctl.backend import JobEvent, StudentRef, TrainJob
 from distillctl.context import Context, LearnerRole
 from distillctl.data import audit, load_splits
 from distillctl.errors import BackendError, Problem, TeacherError
+from distillctl.evaluate.slices import check_fields
 from distillctl.progress import seconds_text
 from distillctl.select import select
 from distillctl.stability import Stability
@@ -31,6 +32,7 @@ class Detached(Exception):
 def load_data(ctx: Context) -> None:
     """Read, split and audit the examples."""
     splits, warnings = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
+    check_fields(splits["test"], ctx.recipe.evaluate.slices)
     found = audit(splits, ctx.task, ctx.recipe.data)
     for split in SPLITS:
         write_jsonl(ctx.path(f"data/{split}.jsonl"), (example.as_json() for example in splits[split]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distillctl.evaluate.findings import Findings
-from distillctl.evaluate.wording import about, gap, percent, plural, times
+from distillctl.evaluate.wording import about, gap, gap_range, percent, plural, times
 
 NOTABLE = 0.2  # share of the student's wrong answers from which a cause is named
 
@@ -15,13 +15,26 @@ def next_steps(found: Findings, word: str, settled: bool, needed: int | None, sp
     speed = _about_speed(found, speed_open)
     items = [f"Collect more test items: {about(needed, 'item')} in all would settle the verdict, if what was "
              f"measured on these {found.versus.n:,} holds."] if needed else []
+    part = _about_cascade(found, word)
     if word == "not ready":
-        return [*broken, *_about_baselines(found), *quality, *items]
+        return [*broken, *_about_baselines(found), *part, *quality, *items]
     if found.versus.drop.value > found.spec.max_drop:
-        return [*broken, *_about_baselines(found), *quality, *speed, *items]
+        return [*broken, *_about_baselines(found), *part, *quality, *speed, *items]
     ready = ["Let the student answer beside the teacher on real traffic and compare, before it answers alone."
-             ] if word == "viable" and settled and not broken and not found.as_good else []
-    return [*broken, *_about_baselines(found), *items, *speed, *ready, *quality]
+             ] if word == "viable" and settled and not (broken or found.as_good or found.behind) else []
+    slices = ["Look at the slices that fall behind before anything is replaced: more training rows of them, "
+              "or leave them to the teacher."] if found.behind else []
+    return [*broken, *_about_baselines(found), *slices, *items, *speed, *ready, *quality]
+
+
+def _about_cascade(found: Findings, word: str) -> list[str]:
+    """The student may be worth it for a part of the traffic, though not for all of it."""
+    one = found.cascade
+    if word == "viable" or one is None or not one.worth_it or one.answered.k == one.answered.n:
+        return []
+    return [f"Use it for a part: where its answer has a probability of {one.threshold:g} or more it answers "
+            f"{percent(one.answered.share.value)} of the items, with the teacher for the rest the whole is "
+            f"{gap(one.drop.value)} the teacher alone (95 % interval {gap_range(one.drop)})."]
 
 
 def _what_is_broken(found: Findings) -> list[str]:

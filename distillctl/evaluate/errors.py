@@ -48,6 +48,17 @@ def against_teacher(task: Task, examples: Sequence[Example], expected: Sequence[
         agreement=intervals.count(same, groups), speedup=speedup, items=items)
 
 
+SUSPECT = 0.9  # probability of its answer from which a student counts as sure
+
+
+def label_suspects(versus: Comparison) -> list[str]:
+    """Ids of items whose expected answer may be wrong, the surest first: the student is sure of another one,
+    and its teacher gives the same."""
+    sure = [item for item in versus.items
+            if item.cell == "inherited" and (item.student_confidence or 0.0) >= SUSPECT]
+    return [item.id for item in sorted(sure, key=lambda item: -item.student_confidence)]
+
+
 def _item(task: Task, example: Example, expected: JSON, where: Cell, teacher: Prediction | None,
           student: Scored, i: int, temperature: float | None) -> LedgerItem:
     answer = student.answers[i]

@@ -7,23 +7,26 @@ the same code, and a run can be scored again from its files.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from distillctl.errors import DataError, Problem
+from distillctl.evaluate import cascade as cascading
 from distillctl.evaluate import intervals, metrics, stats
-from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration
-from distillctl.evaluate.cost import cost
-from distillctl.evaluate.errors import against_teacher
+from distillctl.evaluate import slices as slicing
+from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration, confidence
+from distillctl.evaluate.cost import cost, hardware_cost, teacher_cost
+from distillctl.evaluate.economics import Paid, economics
+from distillctl.evaluate.errors import against_teacher, label_suspects
 from distillctl.evaluate.latency import MIN_FOR_MEDIAN, MIN_FOR_P95, latency, speedup
-from distillctl.evaluate.results import Calibration, Evaluation, Metrics, Role, Throughput
+from distillctl.evaluate.results import Calibration, Cascade, Cost, Evaluation, Metrics, Role, Throughput
 from distillctl.evaluate.verdict import decide
 from distillctl.evaluate.wording import plural
 from distillctl.prices import PricePoint
-from distillctl.recipe.models import VerdictSpec
+from distillctl.recipe.models import CascadeSpec, EconomicsSpec, VerdictSpec
 from distillctl.store.files import digest_json
 from distillctl.task import Task
-from distillctl.types import JSON, Example, Prediction
+from distillctl.types import JSON, Answer, Example, Prediction
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class EvaluationInput:
     """Everything that an evaluation needs.
 
     entrants: one teacher, one student, and base models and baselines where there are any. groups: by item
-    id, where rows belong together (the recipe's `data.group`); intervals then allow for it.
+    id, where rows belong together (the recipe's `data.group`); intervals then allow for it. cascade,
+    slices, economics: as in the recipe. paid: what getting the student cost.
     """
 
     task: Task
@@ -75,6 +79,10 @@ class EvaluationInput:
     entrants: Sequence[Entrant]
     dev: Sequence[Example] = ()
     groups: Mapping[str, Hashable] | None = None
+    cascade: CascadeSpec | None = None
+    slices: Sequence[str] = ()
+    economics: EconomicsSpec = field(default_factory=EconomicsSpec)
+    paid: Paid = field(default_factory=Paid)
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,7 @@ def evaluate(given: EvaluationInput) -> Metrics:
 
     scored = {one.name: metrics.score(given.task, test.line_up(one.predictions), test.expected)
               for one in given.entrants}
-    evaluations = [_evaluation(given.task, one, scored[one.name], test, dev, groups)
-                   for one in given.entrants]
+    evaluations = [_evaluation(given, one, scored[one.name], test, dev, groups) for one in given.entrants]
     by_name = {one.name: one for one in evaluations}
     rest = [one for one in given.entrants if one.role not in ("teacher", "student")]
     comparisons = [
@@ -115,12 +122,60 @@ def evaluate(given: EvaluationInput) -> Metrics:
                                     scored[one.name].right, groups) for one in rest]
     apart = [t - s for t, s in zip(scored[teacher.name].right, scored[student.name].right, strict=True)]
     effect = stats.design_effect(apart, groups) if groups else 1.0
+    whole = _cascade(given, teacher, student, by_name, (test, dev), groups)
+    parts = slicing.slices(given.test, given.slices, scored[teacher.name].right, scored[student.name].right,
+                           given.verdict.max_drop, groups)
     return Metrics(
         task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test), evaluations=evaluations,
-        comparisons=comparisons, contrasts=contrasts,
+        comparisons=comparisons, contrasts=contrasts, cascade=whole, slices=parts,
+        economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
+        label_suspects=label_suspects(comparisons[0]) if gold else [],
         verdict=decide(given.verdict, gold=gold, evaluations=evaluations, comparisons=comparisons,
-                       contrasts=contrasts, design_effect=effect),
+                       contrasts=contrasts, design_effect=effect, cascade=whole,
+                       behind=slicing.warnings(parts, given.verdict.max_drop)),
         notes=_notes(given, gold, test, evaluations, groups))
+
+
+def _cascade(given: EvaluationInput, teacher: Entrant, student: Entrant, by_name: Mapping[str, Evaluation],
+             splits: tuple[_Split, _Split], groups: Sequence[Hashable] | None) -> Cascade | None:
+    """The cascade of teacher and student; None where no threshold can be had."""
+    found = by_name[student.name].calibration
+    if found is None:
+        return None
+    test, dev = (_sure(given.task, split, teacher_said, student_said, found.temperature)
+                 for split, teacher_said, student_said in (
+                     (splits[0], teacher.predictions, student.predictions),
+                     (splits[1], teacher.dev_predictions or (), student.dev_predictions or ())))
+    fixed = given.cascade
+    threshold = fixed.threshold if fixed else cascading.choose(dev, given.verdict.max_drop)
+    if threshold is None:
+        return None
+    deferred = [one.answer for one, sure in zip(splits[0].line_up(teacher.predictions), test, strict=True)
+                if one and not sure.answered(threshold)]
+    own = by_name[student.name].cost
+    asked = _cost(given, teacher, deferred) or by_name[teacher.name].cost
+    upkeep = cascading.Upkeep(own and own.usd_per_1000, asked and asked.usd_per_1000,
+                              _mean(student.timed()[0]), _mean(teacher.timed()[0]))
+    return cascading.measure(test, threshold, fixed, given.verdict.max_drop, upkeep, groups)
+
+
+def _sure(task: Task, split: _Split, teacher: Sequence[Prediction], student: Sequence[Prediction],
+          temperature: float | None) -> list[cascading.Sure]:
+    said = split.line_up(student)
+    right = metrics.score(task, said, split.expected).right
+    teacher_right = metrics.score(task, split.line_up(teacher), split.expected).right
+    sure = [confidence(one.answer.label_logprobs, one.value, temperature) if one else None for one in said]
+    return [cascading.Sure(*flags) for flags in zip(sure, right, teacher_right, strict=True)]
+
+
+def _mean(seconds: Sequence[float]) -> float | None:
+    return sum(seconds) / len(seconds) if len(seconds) >= MIN_FOR_MEDIAN else None
+
+
+def _cost(given: EvaluationInput, who: Entrant, answers: Sequence[Answer]) -> Cost | None:
+    if who.role == "teacher":
+        return teacher_cost(answers, who.price, given.economics.teacher)
+    return cost(answers, who.price) or hardware_cost(who.throughput, given.economics)
 
 
 def _check(given: EvaluationInput) -> None:
@@ -181,8 +236,9 @@ def _gold(task: Task, example: Example) -> JSON:
     return label
 
 
-def _evaluation(task: Task, who: Entrant, scored: metrics.Scored, test: _Split, dev: _Split,
+def _evaluation(given: EvaluationInput, who: Entrant, scored: metrics.Scored, test: _Split, dev: _Split,
                 groups: Sequence[Hashable] | None) -> Evaluation:
+    task = given.task
     accuracy = intervals.count(scored.right, groups)
     seconds, source = who.timed()
     by_kind = {}
@@ -203,7 +259,7 @@ def _evaluation(task: Task, who: Entrant, scored: metrics.Scored, test: _Split, 
         name=who.name, role=who.role, model=who.model, n=len(scored.right), accuracy=accuracy,
         invalid=metrics.invalid(scored, groups), parts=metrics.part_means(scored, groups),
         latency=latency(seconds, source), throughput=who.throughput,
-        cost=cost([one.answer for one in scored.answers if one], who.price), replayed=who.replayed,
+        cost=_cost(given, who, [one.answer for one in scored.answers if one]), replayed=who.replayed,
         size_bytes=who.size_bytes,
         wrong=[e.id for e, right in zip(test.examples, scored.right, strict=True) if not right], **by_kind)
 

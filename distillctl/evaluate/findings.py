@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distillctl.evaluate.results import Comparison, Contrast, Evaluation, Role
+from distillctl.evaluate.results import Cascade, Comparison, Contrast, Evaluation, Role
 from distillctl.recipe.models import VerdictSpec
 
 
@@ -14,7 +14,8 @@ class Findings:
     """The student, its teacher and the others on the same test items.
 
     versus: student against teacher. versus_base, versus_baseline: student (first) against the others.
-    drops: everybody's drop against the teacher. commonest: the label that is expected most often.
+    drops: everybody's drop against the teacher. commonest: the label that is expected most often. behind: a
+    line for each slice on which the student falls behind.
     """
 
     spec: VerdictSpec
@@ -28,10 +29,13 @@ class Findings:
     drops: Mapping[str, float]
     commonest: str | None
     commonest_share: float
+    cascade: Cascade | None = None
+    behind: Sequence[str] = ()
 
     @classmethod
     def gather(cls, spec: VerdictSpec, gold: bool, evaluations: Sequence[Evaluation],
-               comparisons: Sequence[Comparison], contrasts: Sequence[Contrast]) -> Findings:
+               comparisons: Sequence[Comparison], contrasts: Sequence[Contrast],
+               cascade: Cascade | None = None, behind: Sequence[str] = ()) -> Findings:
         """Sort out who is who. Raises ValueError unless there are one teacher and one student."""
         names: dict[Role, list[str]] = {"teacher": [], "student": [], "base": [], "baseline": []}
         for one in evaluations:
@@ -48,7 +52,7 @@ class Findings:
             versus_base=[one for one in contrasts if one.second in names["base"]],
             versus_baseline=[one for one in contrasts if one.second in names["baseline"]],
             drops={one.student: one.drop.value for one in comparisons},
-            commonest=commonest, commonest_share=share)
+            commonest=commonest, commonest_share=share, cascade=cascade, behind=behind)
 
     @property
     def wrong(self) -> int:

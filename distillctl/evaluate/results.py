@@ -221,6 +221,102 @@ class Verdict(Result):
     next_steps: list[str]
 
 
+class CascadePoint(Result):
+    """What one threshold would give on the test split; shown, never chosen by."""
+
+    threshold: float | None  # None: the student answers nothing
+    share: float  # answered by the student
+    accuracy: float  # of the whole
+
+
+class Cascade(Result):
+    """The student answers where the probability of its answer reaches the threshold, the teacher elsewhere.
+
+    Measured on test with a threshold from dev, or from the recipe. alone: the student on the items that it
+    answers; alone_at_least: the Clopper-Pearson lower bound of that, one-sided at 97.5 %; both None where it
+    answers nothing. usd_per_1000 and latency_s (mean of a request; a deferred one waits for both) are None
+    where that of student or teacher is unknown. worth_it: on test the whole keeps within `verdict.max_drop`,
+    the student answers a share that pays, and nothing that is known speaks against it.
+    """
+
+    threshold: float
+    chosen_on: Literal["dev", "recipe"]
+    answered: Count
+    accuracy: Count  # of the whole
+    drop: Interval  # of the whole against the teacher
+    alone: Count | None
+    alone_at_least: float | None
+    usd_per_1000: float | None
+    latency_s: float | None
+    worth_it: bool
+    sentence: str
+    curve: list[CascadePoint]  # strictest first
+
+
+class Slice(Result):
+    """The test items with one value of a field. behind: the student falls behind its teacher here, clearly
+    beyond `verdict.max_drop`, or beyond it and clearly further than elsewhere; None: too few items to say.
+
+    p_above: one-sided, that the drop is above max_drop. p_worse: one-sided, that it is larger than on the
+    rest. p_holm: the smaller of the two after Holm over all slices.
+    """
+
+    field: str
+    value: str
+    teacher: Count
+    student: Count
+    drop: Interval
+    p_above: float | None = None
+    p_worse: float | None = None
+    p_holm: float | None = None
+    behind: bool | None = None
+
+
+class Scenario(Result):
+    """Costs of the teacher and of who takes over, and when the training is paid back.
+
+    usd_per_1000: None where unknown. break_even_requests: at the saving of a request; None where it never
+    is, or unknown; break_even_days: at the recipe's volume. pays_above_per_day: the volume from which a
+    machine that is always on costs less than the teacher.
+    """
+
+    name: str
+    teacher_usd_per_1000: float | None
+    student_usd_per_1000: float | None
+    pays: bool | None  # at the recipe's volume where there is one; None: unknown
+    break_even_requests: int | None = None
+    break_even_days: float | None = None
+    pays_above_per_day: int | None = None
+
+
+class VolumePoint(Result):
+    """What a day costs at so many requests, in US dollars."""
+
+    requests_per_day: int
+    teacher_usd: float
+    student_usd: float
+    cascade_usd: float | None = None
+
+
+class Economics(Result):
+    """What the student would save. The first scenario is as measured, the others say what if.
+
+    unknown: what is not known, and what would make it known. assumed: what the figures take for granted.
+    """
+
+    requests_per_day: int | None
+    teacher: Cost | None
+    student: Cost | None
+    fixed_usd_per_day: float | None  # of one machine that is always on
+    training_usd: float | None
+    training_source: str
+    scenarios: list[Scenario]
+    curve: list[VolumePoint]
+    unknown: list[str]
+    assumed: list[str]
+    sentence: str
+
+
 class Metrics(Result):
     """Everything that was measured in one run, against gold answers where `gold`, else the teacher's."""
 
@@ -231,6 +327,10 @@ class Metrics(Result):
     evaluations: list[Evaluation]
     comparisons: list[Comparison]  # each entrant against the teacher, the student first
     contrasts: list[Contrast] = []  # the student against the base model and the baseline
+    cascade: Cascade | None = None
+    slices: list[Slice] = []
+    economics: Economics | None = None
+    label_suspects: list[str] = []  # ids in the ledger: a sure student and its teacher agree against gold
     verdict: Verdict
     notes: list[str] = []  # what a reader must know: replayed teacher, unknown figures
 

@@ -42,8 +42,9 @@ def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else max(0.0, middle - half)), (1.0 if k == n else min(1.0, middle + half))
 
 
-def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934): covers at least at its level.
+def clopper_pearson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934): covers at least at its level. `k` and `n` may
+    be effective counts.
 
     Raises ValueError unless 0 <= k <= n and n > 0.
     """
@@ -119,6 +120,13 @@ def _tango_variance(d: np.ndarray, n10: np.ndarray, n01: np.ndarray, n: float) -
         # the second form of the root where the first would subtract nearly equal numbers
         q = np.where(b > 0, 2 * n01 * d * (1 - d) / (b + root), (root - b) / (4 * n))
     return np.maximum(2 * q + d * (1 - d), 0)
+
+
+def tango_statistic(d: float, n10: float, n01: float, n: float) -> float:
+    """The score statistic, standard normal if the difference is `d`; large where the true one is above."""
+    import numpy as np
+
+    return float(_tango_statistic(np.float64(d), np.float64(n10), np.float64(n01), float(n)))
 
 
 def mcnemar_exact(n10: int, n01: int) -> float:

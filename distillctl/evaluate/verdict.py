@@ -12,7 +12,14 @@ from typing import Literal
 
 from distillctl.evaluate.advice import next_steps
 from distillctl.evaluate.findings import Findings
-from distillctl.evaluate.results import Comparison, Contrast, Evaluation, Interval, Verdict
+from distillctl.evaluate.results import (
+    Cascade,
+    Comparison,
+    Contrast,
+    Evaluation,
+    Interval,
+    Verdict,
+)
 from distillctl.evaluate.stats import items_needed
 from distillctl.evaluate.wording import about, gap, gap_range, percent, plural, points, times
 from distillctl.recipe.models import VerdictSpec
@@ -38,13 +45,15 @@ class Decision:
 
 def decide(spec: VerdictSpec, *, gold: bool, evaluations: Sequence[Evaluation],
            comparisons: Sequence[Comparison], contrasts: Sequence[Contrast] = (),
-           design_effect: float = 1.0) -> Verdict:
+           design_effect: float = 1.0, cascade: Cascade | None = None,
+           behind: Sequence[str] = ()) -> Verdict:
     """The verdict on the one student among `evaluations`.
 
     comparisons: the student, and baselines where there are any, against the teacher. contrasts: the student
     (first) against base model and baselines. design_effect: of the drop, where items come in groups.
+    cascade, behind: what is said of them, on which the word does not depend.
     """
-    found = Findings.gather(spec, gold, evaluations, comparisons, contrasts)
+    found = Findings.gather(spec, gold, evaluations, comparisons, contrasts, cascade, behind)
     decision = judge(spec, found.versus.drop, found.versus.speedup, discordance(found.versus),
                      nothing_right=not found.student.accuracy.k, design_effect=design_effect)
     return Verdict(
@@ -159,6 +168,7 @@ def reasons(found: Findings, decision: Decision) -> list[str]:
     said += [_about_contrast(one, "the untrained model", found) for one in found.versus_base]
     said += [_about_contrast(one, f"the baseline {found.called(one.second)}", found)
              for one in found.versus_baseline]
+    said += found.behind
     if versus.n < MIN_ITEMS:
         said.append(f"With {plural(versus.n, 'test item')} every figure here is rough; use {MIN_ITEMS} at "
                     "the very least, some hundred for a decision.")

@@ -22,6 +22,15 @@ def points(share: float, digits: int = 1) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def money(usd: float) -> str:
+    """US dollars with at least two significant digits: "$12.40", "$0.0031", "$0"."""
+    if usd == 0:
+        return "$0"
+    if abs(usd) >= 0.1:
+        return f"${usd:,.2f}"
+    return f"${usd:.{1 - math.floor(math.log10(abs(usd)))}f}"
+
+
 def times(ratio: float) -> str:
     """8.249 -> "8.24 times": three digits, cut and not rounded, so that 1.999 is not "2 times"."""
     if ratio >= 100:

@@ -1,13 +1,16 @@
-"""The recipe's `evaluate`, `verdict` and `budget` blocks: what is compared, what is good enough, what it
-may cost."""
+"""The recipe's `evaluate`, `verdict`, `economics` and `budget` blocks: what is compared, what is good enough,
+what it costs and may cost."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distillctl.recipe.strict import PositiveFloat, PositiveInt, Share, Strict
+from distillctl.recipe.teacher_models import Price
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LatencySpec(Strict):
@@ -17,6 +20,13 @@ class LatencySpec(Strict):
     """How many test items are timed."""
     warmup: Annotated[int, Field(ge=0, le=1000)] = 5
     """How many requests before that are not counted."""
+
+
+class CascadeSpec(Strict):
+    """The student answers where it is sure, the teacher elsewhere."""
+
+    threshold: Share
+    """Least probability of its own answer with which the student answers."""
 
 
 class EvaluateSpec(Strict):
@@ -30,6 +40,17 @@ class EvaluateSpec(Strict):
     """Let local students write their answer freely instead of scoring the labels."""
     max_tokens: PositiveInt = 512
     """Longest free answer of a student, in tokens."""
+    cascade: CascadeSpec | None = None
+    """null: the threshold is chosen on dev, as the loosest that keeps the whole within `verdict.max_drop`."""
+    slices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=10)
+    """Fields of the examples by whose values student and teacher are compared apart."""
+
+    @field_validator("slices")
+    @classmethod
+    def _once(cls, slices: list[str]) -> list[str]:
+        if len(set(slices)) < len(slices):
+            raise ValueError("names a field twice; delete one of the two")
+        return slices
 
 
 class VerdictSpec(Strict):
@@ -47,6 +68,47 @@ class VerdictSpec(Strict):
         if self.marginal_drop < self.max_drop:
             raise ValueError("marginal_drop is below max_drop; make it the larger of the two")
         return self
+
+
+class TokenCounts(Strict):
+    """Tokens of a usual request."""
+
+    input: PositiveInt
+    """Of the whole prompt."""
+    output: PositiveInt
+    """Of the answer."""
+    cached_input: Annotated[int, Field(ge=0)] = 0
+    """Of the part of the prompt that the provider has cached."""
+
+
+class TeacherCost(Strict):
+    """What the teacher costs, where its answers do not say it: above all for a recording."""
+
+    model: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """The model's name in the price table."""
+    price: Price | None = None
+    """Its price; overrides the table."""
+    tokens: TokenCounts | None = None
+    """Tokens of a usual request, where the answers have none."""
+    batch: bool = False
+    """Its requests can wait for a batch, which costs half."""
+
+
+class EconomicsSpec(Strict):
+    """What the student would save. What is not known stays unknown."""
+
+    requests_per_day: PositiveInt | None = None
+    """How many requests come on a day."""
+    teacher: TeacherCost = TeacherCost()
+    """What the teacher costs, where its answers do not say it."""
+    student_price: Price | None = None
+    """What a hosted student's tokens cost; overrides the price that came with its answers."""
+    hardware_usd_per_hour: Amount | None = None
+    """Price of the machine on which a student of your own was timed."""
+    always_on: bool = False
+    """That machine is paid round the clock, not only while it answers."""
+    training_usd: Amount | None = None
+    """What getting the student cost; null: what this run has spent, as far as it is known."""
 
 
 class BudgetSpec(Strict):

@@ -18,8 +18,12 @@ from distillctl.recipe.data_models import (
 )
 from distillctl.recipe.evaluation_models import (
     BudgetSpec,
+    CascadeSpec,
+    EconomicsSpec,
     EvaluateSpec,
     LatencySpec,
+    TeacherCost,
+    TokenCounts,
     VerdictSpec,
 )
 from distillctl.recipe.gate_models import GateSpec
@@ -53,8 +57,10 @@ __all__ = [
     "NAME",
     "AnthropicTeacher",
     "BudgetSpec",
+    "CascadeSpec",
     "ClassificationSpec",
     "DataSpec",
+    "EconomicsSpec",
     "EvaluateSpec",
     "FieldScoring",
     "FieldSpec",
@@ -75,8 +81,10 @@ __all__ = [
     "StructuredSpec",
     "StudentSpec",
     "TaskSpec",
+    "TeacherCost",
     "TeacherSpec",
     "TextSpec",
+    "TokenCounts",
     "TrainSpec",
     "VerdictSpec",
 ]
@@ -114,6 +122,8 @@ class Recipe(Strict):
     """What is compared, and how latency is timed."""
     verdict: VerdictSpec = VerdictSpec()
     """When the student may take the teacher's place."""
+    economics: EconomicsSpec = EconomicsSpec()
+    """What the student would save, at your prices and volume."""
     budget: BudgetSpec = BudgetSpec()
     """The most that one run may spend."""
     gates: GateSpec = GateSpec()

@@ -83,13 +83,7 @@ def seconds_range(interval: Interval) -> str:
 
 def money(usd: float | None) -> str:
     """US dollars with at least two significant digits: "$12.40", "$0.0031", "$0"."""
-    if usd is None:
-        return UNKNOWN
-    if usd == 0:
-        return "$0"
-    if abs(usd) >= 0.1:
-        return f"${usd:,.2f}"
-    return f"${usd:.{1 - math.floor(math.log10(abs(usd)))}f}"
+    return UNKNOWN if usd is None else wording.money(usd)
 
 
 def times(interval: Interval | None) -> str:
