@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from distillctl.cli import inspecting, recipes, results, running, watching
+from distillctl.cli import errors, inspecting, recipes, results, running, using, watching
 from distillctl.cli.output import CONTEXT, fail
 from distillctl.cli.sandbox import sandbox
 
@@ -26,8 +26,9 @@ def cli() -> None:
 for _command in (
     recipes.init, recipes.check, recipes.schema,
     running.plan, running.run, running.status, running.attach, running.cancel,
-    results.eval_command, results.compare, results.report, results.verify,
+    results.eval_command, results.compare, results.report, results.verify, errors.errors,
     watching.import_command, watching.drift, watching.gate,
+    using.predict,
     inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
 ):
     cli.add_command(_command)

@@ -1,0 +1,103 @@
+"""A finished run's student, opened to be used: by `predict` and by `serve`, which so answer alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from distillctl import answering, stages
+from distillctl.api import Run
+from distillctl.budget import Budget
+from distillctl.collect import CollectOptions, collect
+from distillctl.context import Context
+from distillctl.errors import Problem, UsageError
+from distillctl.store.ledger import Ledger
+from distillctl.task import Task
+from distillctl.types import JSON, Answer, Predictor, Request
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer as the task reads it. probabilities: by label, likeliest first, None where the student
+    states none. problem: why `value` is None."""
+
+    value: JSON
+    problem: str | None
+    probabilities: dict[str, float] | None
+
+
+class Student:
+    """An opened student. One that is asked over the network costs money: its calls are retried, recorded in
+    the workspace's ledger and held to the budget; one on this machine is just asked.
+
+    temperature: fitted on the run's dev split, None where there was too little of it.
+    """
+
+    def __init__(self, run: str, task: Task, predictor: Predictor, temperature: float | None,
+                 options: CollectOptions, ledger: Ledger | None, budget: Budget | None) -> None:
+        self.run = run
+        self.task = task
+        self.predictor = predictor
+        self.temperature = temperature
+        self.options = options
+        self._ledger = ledger
+        self._budget = budget
+
+    @property
+    def paid(self) -> bool:
+        """Whether it is asked over the network."""
+        return self._ledger is not None
+
+    async def answer(self, requests: list[Request]) -> list[Answer]:
+        """One answer per request, in order; what cannot be answered has finish "failed" and an error.
+
+        On this machine at most `predictor.max_batch` requests, else any number. Raises StudentError where
+        nothing can be answered, BudgetError where the budget is used up.
+        """
+        if self._ledger is None:
+            return await self.predictor.answer(requests)
+        collected = await collect(self.predictor, requests, ledger=self._ledger, run=self.run, kind="student",
+                                  paid=True, options=self.options, budget=self._budget)
+        return collected.answers
+
+    def read(self, answer: Answer) -> Reading:
+        """The answer's value, and the label probabilities at the run's temperature."""
+        parsed = self.task.parse(answer.output)
+        return Reading(parsed.value, parsed.problem, probabilities(answer.label_logprobs, self.temperature))
+
+
+def probabilities(logprobs: Mapping[str, float] | None, temperature: float | None) -> dict[str, float] | None:
+    """Probability of each label, likeliest first. logprobs: natural logs, as in `Answer`."""
+    if not logprobs:
+        return None
+    scaled = {label: log / (temperature or 1.0) for label, log in logprobs.items()}
+    most = max(scaled.values())
+    shares = {label: math.exp(log - most) for label, log in scaled.items()}
+    total = sum(shares.values())
+    return {label: shares[label] / total for label in sorted(shares, key=shares.get, reverse=True)}
+
+
+def check_consent(ctx: Context, yes: bool) -> None:
+    """Raises UsageError where the student is asked over the network and nobody has agreed to that."""
+    if not yes and not ctx.backend("student").capabilities.student_is_local:
+        raise UsageError(Problem(
+            f"this student answers at {ctx.learner('student').backend}: what it is asked is sent there, and "
+            f"billed up to {ctx.recipe.budget.max_usd:g} US dollars for the whole run",
+            field="budget.max_usd", hint="agree with --yes"))
+
+
+@contextmanager
+def open_student(ctx: Context) -> Iterator[Student]:
+    """A finished run's student, for as long as the block runs.
+
+    Raises UsageError for a run that is not finished, StudentError where the student cannot be opened.
+    """
+    metrics = Run(ctx.rundir).metrics
+    stated = next((e.calibration for e in metrics.evaluations if e.role == "student"), None)
+    ref = stages.student_ref(ctx, "student")
+    with answering.learner(ctx, "student", ref, ctx.path("student")) as who:
+        budget = Budget.of(ctx.ledger, ctx.rundir.name, ctx.recipe.budget.max_usd) if who.paid else None
+        yield Student(ctx.rundir.name, ctx.task, who.predictor, stated.temperature if stated else None,
+                      who.options, ctx.ledger if who.paid else None, budget)
