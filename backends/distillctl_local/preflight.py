@@ -72,6 +72,14 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     return Preflight(tuple(problems), (), tuple(notes), (0.0, 0.0), duration)
 
 
+def rows_too_long(job: TrainJob, model: str) -> list[Problem]:
+    """Rows that a model which is on this machine could not be trained on, wherever it will be trained."""
+    facts = models.facts_at_hand(model)
+    if facts is None:
+        return []
+    return _too_long(_rows(job, model), min(job.train.max_length, facts.context))
+
+
 def adapter_parameters(facts: ModelFacts, rank: int) -> int:
     """Parameters of a LoRA adapter on all linear layers of a layer's usual seven."""
     query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim

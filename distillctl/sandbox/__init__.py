@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from distillctl.sandbox.wire import ProviderPart
 
 PARTS = {
+    "hf-jobs": "distillctl.sandbox.hf_jobs:HfJobsPart",
     "openai": "distillctl.sandbox.openai:OpenAIPart",
-    "together": "distillctl.sandbox.together:TogetherPart",
     "together": "distillctl.sandbox.together:TogetherPart",
     "vertex": "distillctl.sandbox.vertex:VertexPart",
 }

@@ -310,7 +310,7 @@ class BackendContract:
         if not self.backend.capabilities.untrained_answers:
             return
         base = str(trained.student.data.get("base_model", trained.student.model))
-        untrained = StudentRef(self.backend.name, "hosted" if self.hosted else "model", base)
+        untrained = StudentRef(self.backend.name, "model" if trained.student.files else "hosted", base)
         task = trained.lab.job.task
         with trained.lab.backend.open(untrained, trained.into, task, EvaluateSpec()) as predictor:
             together, _ = asyncio.run(_ask(predictor, example_requests(task)))

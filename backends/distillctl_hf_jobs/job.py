@@ -1,0 +1,123 @@
+"""What runs in the job: the local backend's trainer, its story as log lines, its adapter to a private repo.
+
+`python -m distillctl_hf_jobs.job FOLDER --to NAMESPACE/NAME --name FOLDER'S-NAME`. HF_TOKEN holds the token;
+it stands in no argument, no file and no line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillctl_local.trainer import Events
+
+from distillctl.store.files import digest_file, read_json, write_json
+from distillctl.types import JSON
+from distillctl_hf_jobs.bundle import BASE, DEV, JOB, ROWS
+from distillctl_hf_jobs.logs import event_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+RESULT = "distillctl.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def main(arguments: list[str]) -> int:
+    """Train and push. Returns the exit code: 0 done, 1 failed (the log says why)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--name", required=True)
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        job = lay_out(asked.folder, work)
+        outcome = train(work)
+        if outcome is None or not outcome["ok"]:
+            print("distillctl: " + (outcome["message"] if outcome else "the trainer died"), flush=True)  # noqa: T201
+            return 1
+        result = {"model": job["model"], "folder": asked.name, "rows": job["rows"],
+                  "seconds": outcome["seconds"], "files": outcome["files"]}
+        push(work, asked.to, result)
+    return 0
+
+
+def lay_out(folder: Path, work: Path) -> dict[str, JSON]:
+    """The trainer's folder from what is mounted; the job as it was sent."""
+    for name in (ROWS, DEV):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, work / name)
+    job = read_json(folder / JOB)
+    if digest_file(work / ROWS) != job["digest"]:
+        raise SystemExit("distillctl: the training rows are not those of this job")
+    own = job["model"].startswith(f"{BASE}/")
+    write_json(work / JOB, {**job, "model": str(folder / job["model"]) if own else job["model"]})
+    return job
+
+
+def train(work: Path) -> dict[str, JSON] | None:
+    """Run the trainer and tell its events as they come; its outcome, None where it left none."""
+    story, told = work / "events.jsonl", 0
+    trainer = subprocess.Popen([sys.executable, "-m", "distillctl_local.trainer", str(work)],
+                               stdin=subprocess.DEVNULL)
+    while True:
+        ended = trainer.poll() is not None  # before the story is read: it may grow in between
+        told = _tell(story, told)
+        if ended:
+            break
+        time.sleep(0.2)
+    done = work / "done.json"
+    return read_json(done) if done.exists() else None
+
+
+def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
+    """The adapter and its result as one commit in a private model repo. A repo that has one is left as it
+    is: the first of several jobs with one token is the one that counts."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"],
+                library_name="distillctl")
+    api.create_repo(repo, repo_type="model", private=True, exist_ok=True)
+    if not _may_push(api, repo):
+        return
+    write_json(work / RESULT, result)
+    files = {name: work / "result" / name for name in WEIGHTS} | {RESULT: work / RESULT}
+    api.create_commit(repo, [CommitOperationAdd(name, path) for name, path in files.items()],
+                      commit_message="A student, trained by distillctl")
+    events = Events(work / "events.jsonl")
+    before = (work / "events.jsonl").stat().st_size
+    events.tell(f"pushed to {repo}")
+    _tell(work / "events.jsonl", before)
+
+
+def _may_push(api: HfApi, repo: str) -> bool:
+    info = api.repo_info(repo, repo_type="model")
+    if info.private is not True:
+        raise SystemExit(f"distillctl: {repo} is not private, so the student is not pushed there")
+    return RESULT not in [file.rfilename for file in info.siblings or ()]
+
+
+def _tell(story: Path, start: int) -> int:
+    """Print the whole lines of the story from byte `start` on; where to go on."""
+    if not story.exists():
+        return start
+    with story.open("rb") as file:
+        file.seek(start)
+        text = file.read()
+    whole = text[:text.rfind(b"\n") + 1]
+    for line in whole.splitlines():
+        print(event_line(json.loads(line)), flush=True)  # noqa: T201
+    return start + len(whole)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
