@@ -235,6 +235,7 @@ def _genai_failures() -> Iterator[None]:
 def storage_failures() -> Iterator[None]:
     """Turns what google-cloud-storage raises into Failed."""
     import requests
+    import urllib3
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
@@ -247,7 +248,7 @@ def storage_failures() -> Iterator[None]:
                      parse_retry_after(headers.get("retry-after"))) from None
     except InvalidResponse as error:
         raise Failed(_words(error), error.response.status_code) from None
-    except (DataCorruption, requests.RequestException, OSError) as error:
+    except (DataCorruption, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise Failed(f"{type(error).__name__}: {_words(error)[:300]}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Failed(f"the reply cannot be read: {_words(error)[:200]}") from None
