@@ -59,8 +59,16 @@ class Lab:
     job: TrainJob
     provider: Any
 
+    def stage(self) -> Staged:
+        """Stage the job, waiting as the core does while a service still looks at the upload."""
+        for _ in range(50):
+            with suppress(Unreachable):
+                return self.backend.stage(self.job)
+            time.sleep(0.05)
+        return self.backend.stage(self.job)
+
     def submit(self) -> JobHandle:
-        return self.backend.submit(self.job, self.backend.stage(self.job), new_token())
+        return self.backend.submit(self.job, self.stage(), new_token())
 
 
 @dataclass
@@ -194,7 +202,7 @@ class BackendContract:
             assert lab.backend.preflight(self.make_job(lab.folder / kind, kind)).problems, kind
 
     def test_staging_twice_gives_the_same_and_is_json(self, lab: Lab) -> None:
-        first, second = lab.backend.stage(lab.job), lab.backend.stage(lab.job)
+        first, second = lab.stage(), lab.stage()
         assert first == second == Staged(_through_json(first.data))
 
     # --- submit, find, poll ---
@@ -377,7 +385,7 @@ class BackendContract:
             lab.backend.collect(handle, into)
         if not self.backend.capabilities.data_leaves_machine:
             with pytest.raises(Rejected):
-                lab.backend.submit(lab.job, lab.backend.stage(lab.job), name)
+                lab.backend.submit(lab.job, lab.stage(), name)
         assert {path: digest for path, digest in _ours(lab).items()
                 if not path.startswith(("workspace/", "into/"))} == before
 

@@ -59,7 +59,7 @@ class HostedBackendContract(BackendContract):
 
     def test_preflight_and_stage_create_nothing(self, lab: Lab) -> None:
         lab.backend.preflight(lab.job)
-        lab.backend.stage(lab.job)
+        lab.stage()
         assert (lab.provider.creates(), lab.provider.jobs()) == (0, 0)
 
     def test_a_refusal_is_rejected_in_the_provider_s_words(self, lab: Lab) -> None:
@@ -70,7 +70,7 @@ class HostedBackendContract(BackendContract):
 
     @pytest.mark.parametrize("how", ["error_after", "lost_reply", "garbled"])
     def test_a_lost_reply_is_ambiguous_and_its_job_is_found(self, lab: Lab, how: CreateFault) -> None:
-        token, staged = new_token(), lab.backend.stage(lab.job)
+        token, staged = new_token(), lab.stage()
         lab.provider.break_next_create(how)
         with pytest.raises(Ambiguous):
             lab.backend.submit(lab.job, staged, token)
@@ -78,7 +78,7 @@ class HostedBackendContract(BackendContract):
         assert len(lab.backend.find(token)) == 1
 
     def test_an_error_without_a_job_is_ambiguous_and_none_is_found(self, lab: Lab) -> None:
-        token, staged = new_token(), lab.backend.stage(lab.job)
+        token, staged = new_token(), lab.stage()
         lab.provider.break_next_create("error_before")
         with pytest.raises(Ambiguous):
             lab.backend.submit(lab.job, staged, token)
