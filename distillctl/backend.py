@@ -178,13 +178,16 @@ class BackendEnv:
     """What the core lends a backend. workspace: the folder for its own files, `.distillctl/<name>/`.
 
     secret: the value of a named environment variable, None where it is not set; call it at use and keep
-    no copy. clock: Unix seconds. offline: nothing may be sent.
+    no copy. clock: Unix seconds. offline: nothing may be sent. run: what is spent is booked on it. tell:
+    takes a line for the user, where something takes minutes.
     """
 
     workspace: Path
     secret: Callable[[str], str | None]
     clock: Callable[[], float]
     offline: bool = False
+    run: str = ""
+    tell: Callable[[str], None] = lambda line: None
 
 
 class Backend(Protocol):
