@@ -108,6 +108,8 @@ PAGES = {
     "viable": lambda: run_page(made.viable()),
     "not-ready": lambda: run_page(made.not_ready()),
     "replayed": lambda: run_page(made.replayed()),
+    "decided": lambda: run_page(made.decided(made.not_ready())),
+    "decided-unknown": lambda: run_page(made.decided(made.replayed(), known=False)),
     "structured": lambda: run_page(made.structured()),
     "text": lambda: run_page(made.text()),
     "many-labels": lambda: run_page(made.classification(

@@ -131,7 +131,8 @@ def _sentence(spec: EconomicsSpec, found: Scenario, paid: Paid, student: Rate | 
                     "day on.")
         if student and t is not None and student.machine:
             return "A machine that is always on would not pay at any volume, even when it is always busy."
-        return f"What the student would save is unknown: the cost of the {' and of the '.join(missing)} is."
+        return ("What the student would save is unknown, because the cost of the "
+                f"{' and of the '.join(missing)} is.")
     against = f"1,000 requests would cost {money(s)} instead of {money(t)}"
     if not found.pays:
         more = (f"; a machine that is always on pays from {plural(found.pays_above_per_day, 'request')} a "
@@ -157,8 +158,8 @@ def _unknown(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, rate
     said = []
     if teacher.cost is None:
         said.append(
-            "What the teacher costs: its recording says no price. Name economics.teacher.model, or its price, "
-            "and economics.teacher.tokens where the recording has none." if teacher.replayed else
+            "What the teacher costs: its recording says no price. Name economics.teacher.model, or its "
+            "price, and economics.teacher.tokens where the recording has none." if teacher.replayed else
             "What the teacher costs: the price table does not know it. Give teacher.price, in US dollars per "
             "million tokens.")
     if rate is None:

@@ -125,14 +125,15 @@ def evaluate(given: EvaluationInput) -> Metrics:
     whole = _cascade(given, teacher, student, by_name, (test, dev), groups)
     parts = slicing.slices(given.test, given.slices, scored[teacher.name].right, scored[student.name].right,
                            given.verdict.max_drop, groups)
+    fine = comparisons[0].drop.value <= given.verdict.max_drop  # else the whole says enough
+    behind = slicing.warnings(parts, given.verdict.max_drop) if fine else []
     return Metrics(
         task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test), evaluations=evaluations,
         comparisons=comparisons, contrasts=contrasts, cascade=whole, slices=parts,
         economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
         label_suspects=label_suspects(comparisons[0]) if gold else [],
         verdict=decide(given.verdict, gold=gold, evaluations=evaluations, comparisons=comparisons,
-                       contrasts=contrasts, design_effect=effect, cascade=whole,
-                       behind=slicing.warnings(parts, given.verdict.max_drop)),
+                       contrasts=contrasts, design_effect=effect, cascade=whole, behind=behind),
         notes=_notes(given, gold, test, evaluations, groups))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distillctl.evaluate.results import Comparison, Confusion, Evaluation, Metrics
+from distillctl.evaluate.results import Comparison, Confusion, Economics, Evaluation, Interval, Metrics
 from distillctl.report import words
 
 
@@ -86,6 +86,44 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
             NOT_APPLICABLE if e.role in ("teacher", "base") else Fact(words.size(e.size_bytes)))))
     about.append(("Model", lambda e: Fact(e.model or words.UNKNOWN)))
     return [Row(name, tuple(of(e) for e in shown)) for name, of in about]
+
+
+def slice_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
+    """The slices as columns and rows of words; a slice that falls behind says so."""
+    measure = "accuracy" if metrics.gold else "agreement"
+    columns = ["Slice", "Items", f"Teacher's {measure}", f"Student's {measure}", "Drop", ""]
+    return columns, [[
+        f"{one.field} = {one.value}", f"{one.student.n:,}", _share(one.teacher.share),
+        _share(one.student.share), f"{words.points(one.drop.value)} {words.points_range(one.drop)}",
+        words.slice_state(one)] for one in metrics.slices]
+
+
+def scenario_table(found: Economics) -> tuple[list[str], list[list[str]]]:
+    """The costs of 1,000 requests and the break-even, as measured and in what-ifs."""
+    return ["1,000 requests", "Teacher", "Student", "Paid back after"], [[
+        one.name, words.money(one.teacher_usd_per_1000), words.money(one.student_usd_per_1000),
+        words.paid_back(one, found.training_usd)] for one in found.scenarios]
+
+
+def cascade_pairs(metrics: Metrics) -> list[tuple[str, str]]:
+    """The cascade's figures by name; empty without one."""
+    found = metrics.cascade
+    if found is None:
+        return []
+    return [
+        ("Threshold", f"{found.threshold:g}, {words.chosen_on(found)}"),
+        ("Answered by the student", _share(found.answered.share)),
+        ("Right on what it answers", words.NOT_APPLICABLE if found.alone is None else
+         f"{_share(found.alone.share)}, at least {words.percent(found.alone_at_least)} (one-sided 97.5 %)"),
+        ("Right as a whole", _share(found.accuracy.share)),
+        ("Drop of the whole against the teacher",
+         f"{words.points(found.drop.value)} {words.points_range(found.drop)}"),
+        ("Cost of 1,000 requests", words.money(found.usd_per_1000)),
+        ("Mean latency", words.seconds(found.latency_s))]
+
+
+def _share(share: Interval) -> str:
+    return f"{words.percent(share.value)} {words.percent_range(share)}"
 
 
 def top_confusions(confusion: Confusion, most: int) -> list[tuple[str, str, int]]:

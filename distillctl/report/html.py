@@ -72,7 +72,19 @@ def report_page(inputs: ReportInput) -> str:
         label_plot=plots.label_plot(student, [e for e in entrants if e is not student]),
         part_plot=plots.part_plot(entrants),
         calibration_plot=student.calibration and plots.calibration_plot(student.calibration),
-        loss_plot=loss, score_plot=scores, most_labels=plots.MOST_LABELS)
+        cascade_plot=_cascade_plot(metrics), cascade_pairs=facts.cascade_pairs(metrics),
+        slice_table=facts.slice_table(metrics),
+        volume_plot=metrics.economics and plots.volume_plot(metrics.economics),
+        scenario_table=metrics.economics and facts.scenario_table(metrics.economics),
+        suspects=ledger_view.suspects(metrics, frame), loss_plot=loss, score_plot=scores,
+        most_labels=plots.MOST_LABELS)
+
+
+def _cascade_plot(metrics: Metrics) -> object:
+    teacher = facts.teacher_of(metrics)
+    if metrics.cascade is None or teacher is None:
+        return None
+    return plots.cascade_plot(metrics.cascade, teacher.accuracy.share.value)
 
 
 def render(template: str, **context: Any) -> str:

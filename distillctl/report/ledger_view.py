@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from distillctl.evaluate.results import Cell, Comparison, LedgerItem
+from distillctl.evaluate.results import Cell, Comparison, LedgerItem, Metrics
 from distillctl.report import words
 from distillctl.report.sanitize import cut
 from distillctl.types import JSON
@@ -59,6 +59,13 @@ def groups(comparison: Comparison, frame: tuple[str, str], gold: bool) -> list[G
             found.append(Group(cell, title, hint, len(items),
                                tuple(_item(item, frame, gold) for item in items[:MOST_ITEMS])))
     return found
+
+
+def suspects(metrics: Metrics, frame: tuple[str, str]) -> list[Item]:
+    """The items whose expected answer may be wrong, the surest first."""
+    by_id = {item.id: item for one in metrics.comparisons for item in one.items}
+    return [_item(by_id[id], frame, metrics.gold) for id in metrics.label_suspects[:MOST_ITEMS]
+            if id in by_id]
 
 
 def shared_text(items: Sequence[LedgerItem]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from distillctl.report import facts, ledger_view, words
 from distillctl.report.sanitize import cut, visible
 
 MOST_ERRORS = 3  # shown of each kind
+MOST_SUSPECTS = 20
 MOST_TEXT = 600
 MOST_LINE = 1000
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>|~&$@#!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
@@ -31,8 +32,8 @@ def markdown_report(metrics: Metrics, run_name: str) -> str:
              words.settled(verdict, facts.student_of(metrics).n)]
     parts += [f"> {line}" for line in _stamps(metrics)]
     parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
-              _listed("What to try next", verdict.next_steps), _listed("Notes", metrics.notes),
-              _errors(metrics)]
+              _listed("What to try next", verdict.next_steps), _cascade(metrics), _slices(metrics),
+              _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics), _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -69,6 +70,41 @@ def _comparison(metrics: Metrics) -> str:
             plain(cut(fact.value, 120)) + (f"<br>{plain(cut(fact.detail, 120))}" if fact.detail else "")
             for fact in row.facts)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cascade(metrics: Metrics) -> str:
+    line = words.cascade_line(metrics)
+    if line is None:
+        return ""
+    pairs = [[name, value] for name, value in facts.cascade_pairs(metrics)]
+    return f"### For a part of the traffic\n\n{plain(line)}\n\n{_table(['', ''], pairs)}"
+
+
+def _slices(metrics: Metrics) -> str:
+    return f"### By slice\n\n{_table(*facts.slice_table(metrics))}" if metrics.slices else ""
+
+
+def _economics(metrics: Metrics) -> str:
+    found = metrics.economics
+    if found is None:
+        return ""
+    parts = ["### What it would save", plain(found.sentence)]
+    if found.curve:
+        parts.append(_table(*facts.scenario_table(found)))
+    for title, lines in (("Not known:", found.unknown), ("Taken for granted:", found.assumed)):
+        if lines:
+            parts.append(title)
+            parts.append("\n".join(f"- {plain(line)}" for line in lines))
+    return "\n\n".join(parts)
+
+
+def _suspects(metrics: Metrics) -> str:
+    return _listed("Expected answers that may be wrong", metrics.label_suspects[:MOST_SUSPECTS])
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([plain(cut(cell, 120)) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _listed(title: str, lines: Iterable[str]) -> str:

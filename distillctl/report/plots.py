@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from distillctl.evaluate.results import Calibration, Evaluation, Interval
+from distillctl.evaluate.results import Calibration, Cascade, Economics, Evaluation, Interval
 from distillctl.report import words
 from distillctl.report.sanitize import clean, cut
 
@@ -149,6 +149,53 @@ def calibration_plot(calibration: Calibration) -> Markup | None:
     said = "; ".join(f"{b.n} items stated {words.percent(b.confidence)}, right {words.percent(b.accuracy)}"
                      for b in bins)
     return _svg(plot, "calibration", "Calibration of the student's probabilities", said)
+
+
+def cascade_plot(cascade: Cascade, teacher: float) -> Markup | None:
+    """Accuracy of the whole against the share that the student answers, on test; the dot is the threshold,
+    the dashed line the teacher. None where the student has no probability to go by."""
+    points = cascade.curve
+    if len(points) < 2:
+        return None
+    low = min(cascade.accuracy.share.low, *(point.accuracy for point in points))
+    start = max(0, math.floor(10 * low) / 10)
+    plot = _graph(height=280, x=(0, ROOM), y=(start, ROOM))
+    plot.xticks([0, .25, .5, .75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    plot.yticks(*_percent_ticks(start))
+    _line(plot, [0, 1], [teacher, teacher], "var(--teacher)", 1, dash=True)
+    _line(plot, [point.share for point in points], [point.accuracy for point in points], "var(--student)", 2)
+    share, whole = cascade.answered.share.value, cascade.accuracy.share
+    _line(plot, [share, share], [whole.low, whole.high], "var(--student)", 2)
+    _dots(plot, [share], [whole.value], "var(--student)", 6)
+    said = "; ".join(f"{words.percent(point.share)} answered by the student: {words.percent(point.accuracy)}"
+                     for point in [*points[:-1:max(1, len(points) // 8)], points[-1]])
+    return _svg(plot, "cascade", "Accuracy of the whole against the share answered by the student",
+                f"At the threshold {cascade.threshold:g}: {words.percent(share)} answered, "
+                f"{words.percent(whole.value)} right. {said}")
+
+
+def volume_plot(economics: Economics) -> Markup | None:
+    """Cost of a day against its requests, both on log axes; None where the costs are not known."""
+    points = economics.curve
+    series = [("teacher", "var(--teacher)", [point.teacher_usd for point in points]),
+              ("student", "var(--student)", [point.student_usd for point in points]),
+              ("cascade", "var(--baseline)", [point.cascade_usd for point in points])]
+    series = [one for one in series if one[2] and all(one[2])]  # neither unknown nor free: a log axis
+    if len(points) < 2 or not series:
+        return None
+    volumes = [float(point.requests_per_day) for point in points]
+    x_ticks, y_ticks = decades(volumes), decades([usd for *_, costs in series for usd in costs])
+    plot = _graph(height=280, x=(x_ticks[0], x_ticks[-1] + 0.05), y=(y_ticks[0], y_ticks[-1] + 0.05))
+    plot.xticks(x_ticks, _every_other([f"{10 ** tick:,}" for tick in x_ticks]))
+    plot.yticks(y_ticks, [words.money(10.0 ** tick) for tick in y_ticks])
+    if economics.requests_per_day:
+        _line(plot, [_log(economics.requests_per_day)] * 2, [y_ticks[0], y_ticks[-1]], "var(--axis)", 1,
+              dash=True)
+    for _, color, costs in series:
+        _line(plot, [_log(volume) for volume in volumes], [_log(usd) for usd in costs], color, 2)
+    said = "; ".join(f"{name} from {words.money(costs[0])} at {volumes[0]:,.0f} requests a day to "
+                     f"{words.money(costs[-1])} at {volumes[-1]:,.0f}" for name, _, costs in series)
+    return _svg(plot, "volume", "Cost of a day against its requests", said)
 
 
 def training_plot(name: str, title: str, series: Sequence[Series]) -> Markup | None:

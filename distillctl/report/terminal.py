@@ -55,8 +55,21 @@ def comparison_table(metrics: Metrics) -> RenderableType:
         made.add_column(_under(heading, role) if role else heading, overflow="fold")
     for row in facts.comparison_rows(metrics):
         made.add_row(_text(row.name), *(_fact(fact) for fact in row.facts))
-    stamp = words.replay_stamp(metrics.evaluations)
-    return Group(made, Text(stamp, "yellow")) if stamp else made
+    shown_too: list[RenderableType] = [_slices(metrics)] if metrics.slices else []
+    if stamp := words.replay_stamp(metrics.evaluations):
+        shown_too.append(Text(stamp, "yellow"))
+    return Group(made, *shown_too) if shown_too else made
+
+
+def _slices(metrics: Metrics) -> Table:
+    columns, rows = facts.slice_table(metrics)
+    made = _table("By slice")
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    for one, row in zip(metrics.slices, rows, strict=True):
+        style = "yellow" if one.behind else ""
+        made.add_row(*(_text(cell, style) for cell in row))
+    return made
 
 
 def verdict_panel(metrics: Metrics) -> RenderableType:
@@ -66,6 +79,14 @@ def verdict_panel(metrics: Metrics) -> RenderableType:
              Text(words.settled(verdict, facts.student_of(metrics).n))]
     if verdict.on_quality_alone:
         lines.append(Text("Judged on quality alone: the speed-up is unknown.", "yellow"))
+    if line := words.cascade_line(metrics):
+        lines.append(_text(line, most=MOST_TEXT))
+    if metrics.economics:
+        lines.append(_text(metrics.economics.sentence, most=MOST_TEXT))
+    if metrics.label_suspects:
+        lines.append(_text(
+            f"Look at {words.plural(len(metrics.label_suspects), 'expected answer')} that may be wrong: the "
+            "student is sure of another one and the teacher gives the same; the report lists them."))
     if verdict.next_steps:
         lines.append(Text("Next:"))
         lines += [_text(f"{number}. {step}", most=MOST_TEXT)

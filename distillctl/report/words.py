@@ -9,7 +9,17 @@ import math
 from collections.abc import Sequence
 
 from distillctl.evaluate import wording
-from distillctl.evaluate.results import Cell, Evaluation, Interval, Latency, Verdict
+from distillctl.evaluate.results import (
+    Cascade,
+    Cell,
+    Evaluation,
+    Interval,
+    Latency,
+    Metrics,
+    Scenario,
+    Slice,
+    Verdict,
+)
 from distillctl.evaluate.wording import plural as plural
 
 UNKNOWN = "unknown"
@@ -134,6 +144,44 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     return str(value)
+
+
+def cascade_line(metrics: Metrics) -> str | None:
+    """What the student is worth for a part of the traffic; None where no threshold was to be had."""
+    found = metrics.cascade
+    if found is None:
+        return None
+    settled = "" if metrics.verdict.settled else ", not settled"
+    worth = "" if found.worth_it or not found.answered.k else " As measured, that is not worth it."
+    return f"Alone: {metrics.verdict.word}{settled}. {found.sentence}{worth}"
+
+
+def chosen_on(cascade: Cascade) -> str:
+    return {"dev": "chosen on the dev split, not on these items", "recipe": "fixed by the recipe"}[
+        cascade.chosen_on]
+
+
+def paid_back(scenario: Scenario, training: float | None) -> str:
+    """When a scenario pays back what the student cost to get."""
+    if scenario.pays is None:
+        if scenario.pays_above_per_day:
+            return f"from {scenario.pays_above_per_day:,} requests a day on"
+        return UNKNOWN
+    if not scenario.pays:
+        return "never"
+    if scenario.break_even_requests is None:
+        return UNKNOWN
+    if training == 0:
+        return "at once"
+    days = scenario.break_even_days
+    rest = "" if days is None else " (" + ("less than a day" if days < 1 else plural(
+        math.ceil(days), "day")) + ")"
+    return plural(scenario.break_even_requests, "request") + rest
+
+
+def slice_state(one: Slice) -> str:
+    """Whether the student falls behind in a slice."""
+    return {None: "too few items to say", True: "falls behind", False: "no clear sign"}[one.behind]
 
 
 def settled(verdict: Verdict, n: int) -> str:

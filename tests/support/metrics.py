@@ -6,6 +6,8 @@ import math
 import random
 from collections import Counter
 
+from distillctl.evaluate.cascade import Sure, Upkeep, measure
+from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.results import (
     Calibration,
     CalibrationBin,
@@ -25,6 +27,9 @@ from distillctl.evaluate.results import (
     Throughput,
     Verdict,
 )
+from distillctl.evaluate.slices import slices
+from distillctl.recipe.models import EconomicsSpec
+from distillctl.types import Example
 
 LABELS = ["code", "docs", "hybrid", "skip"]
 NO_ANSWER = "(no valid answer)"
@@ -181,6 +186,26 @@ def classification(*, student: float, teacher: float = 0.99, live: bool = True, 
                                "cost are unknown, and so is every figure that would need them."])
 
 
+def decided(metrics: Metrics, *, known: bool = True) -> Metrics:
+    """`metrics` with a cascade, slices, economics (whose costs are not known where not `known`) and possible
+    label errors, as the evaluator makes them."""
+    draw = random.Random(9)
+    sure = [Sure(s, draw.random() < s, draw.random() < .98) for s in (draw.random() for _ in range(250))]
+    whole = measure(sure, 0.9, None, 0.05, Upkeep(.0021, .94, .041, .82) if known else Upkeep())
+    examples = [Example(f"e{i}", {"difficulty": ("easy", "medium", "hard")[(i % 100 > 59) + (i % 100 > 94)]})
+                for i in range(250)]
+    parts = slices(examples, ["difficulty"], [s.teacher for s in sure],
+                   [s.student or i % 100 < 60 for i, s in enumerate(sure)], 0.05)
+    teacher, student = metrics.evaluations[0], metrics.evaluations[-1]
+    spec = EconomicsSpec(requests_per_day=50_000, hardware_usd_per_hour=.18) if known else EconomicsSpec()
+    bare = {} if known else {"cost": None}
+    return metrics.model_copy(update={
+        "cascade": whole, "slices": parts,
+        "economics": economics(spec, teacher.model_copy(update=bare), student.model_copy(update=bare),
+                               Paid(12.4, "what this run spent") if known else Paid(), whole),
+        "label_suspects": [item.id for item in metrics.comparisons[-1].items[:3]]})
+
+
 def viable() -> Metrics:
     return classification(student=.985, word="viable")
 
@@ -279,7 +304,7 @@ def contrast(first: str, second: str) -> Contrast:
 def hostile(payload: str) -> Metrics:
     """`payload` in every place that text from a model, a provider or a data file can reach."""
     labels = [payload, payload + "2"]
-    made = classification(student=.5, teacher=.7, n=12, labels=labels)
+    made = decided(classification(student=.5, teacher=.7, n=12, labels=labels))
     evil = {"model": payload, "cost": Cost(usd_per_1000=1, source=payload)}
     items = [LedgerItem(id=payload, cell=cell, prompt=payload, expected=payload, student=value,
                         teacher=payload, parts={payload: 0.5})
@@ -289,6 +314,12 @@ def hostile(payload: str) -> Metrics:
         "evaluations": [e.model_copy(update={**evil, "parts": {payload: interval(.5, .4, .6)}})
                         for e in made.evaluations],
         "comparisons": [c.model_copy(update={"items": items}) for c in made.comparisons],
+        "cascade": made.cascade.model_copy(update={"sentence": payload}),
+        "slices": [s.model_copy(update={"field": payload, "value": payload}) for s in made.slices],
+        "economics": made.economics.model_copy(update={
+            "sentence": payload, "unknown": [payload], "assumed": [payload], "training_source": payload,
+            "scenarios": [s.model_copy(update={"name": payload}) for s in made.economics.scenarios]}),
+        "label_suspects": [payload],
         "contrasts": [c.model_copy(update={"first": payload, "second": payload}) for c in made.contrasts],
         "verdict": made.verdict.model_copy(update={
             "sentence": payload, "reasons": [payload], "next_steps": [payload]}),
