@@ -81,11 +81,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to be answered. `sample` tells repeated askings of the same prompt apart."""
+    """One prompt to be answered. `sample` tells repeated askings of the same prompt apart. max_tokens: of
+    this answer, below the predictor's own limit; only a model on this machine keeps it, and a label is
+    never cut."""
 
     id: str
     messages: Sequence[Message]
     sample: int = 0
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,14 @@ def test_free_text_that_is_cut_says_so(base: StudentRef) -> None:
     assert {(one.finish, one.tokens_out) for one in found} == {("length", 5)}
 
 
+def test_a_request_may_want_a_shorter_answer_than_the_others(base: StudentRef) -> None:
+    asked = [replace(one, max_tokens=most) for one, most in zip(requests(task=PROSE), (2, 99, None, 1, 3),
+                                                                strict=True)]
+    with open_local(base, Path("unused"), PROSE, EvaluateSpec(max_tokens=5), precision="fp32") as predictor:
+        found = asyncio.run(predictor.answer(asked))
+    assert [one.tokens_out for one in found] == [2, 5, 5, 1, 3]
+
+
 @pytest.mark.parametrize("how", [EvaluateSpec(), FREE], ids=["scored", "generated"])
 def test_a_prompt_beyond_the_context_fails_alone(student: tuple[StudentRef, Path], how: EvaluateSpec) -> None:
     good, long = answers(*student, how=how, texts=("why?", "why? " * 200))

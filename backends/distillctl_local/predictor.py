@@ -45,6 +45,7 @@ class LocalPredictor:
         self._encoder = encoder
         self._context = facts_of(model.config).context
         self._lock = threading.Lock()  # one pass at a time: the kept prefixes change in it
+        self._max_tokens = how.max_tokens
         self._scorer: LabelScorer | None = None
         self._generator: Generator | None = None
         if identity["mode"] == "score":
@@ -57,7 +58,6 @@ class LocalPredictor:
                 vocabulary = model.config.get_text_config().vocab_size
                 grammar = Grammar(task.json_schema, encoder.tokenizer, vocabulary, encoder.end_id)
             stops = {encoder.end_id, encoder.tokenizer.eos_token_id} - {None}
-            self._max_tokens = how.max_tokens
             self._generator = Generator(model, sorted(stops), grammar)
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -74,7 +74,8 @@ class LocalPredictor:
             room = max(map(len, self._answers)) - 1 if self._scorer else 1
             fitting = [number for number, prompt in enumerate(prompts) if len(prompt) + room <= self._context]
             given = [prompts[number] for number in fitting]
-            found = dict(zip(fitting, self._score(given) if self._scorer else self._generate(given),
+            limits = [requests[number].max_tokens or self._max_tokens for number in fitting]
+            found = dict(zip(fitting, self._score(given) if self._scorer else self._generate(given, limits),
                              strict=True))
             took = time.perf_counter() - started
         return [self._finished(prompt, found.get(number), took) for number, prompt in enumerate(prompts)]
@@ -95,8 +96,9 @@ class LocalPredictor:
                           "label_logprobs": dict(zip(self._labels, row.tolist(), strict=True))})
         return found
 
-    def _generate(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
-        limits = [min(self._max_tokens, self._context - len(prompt)) for prompt in prompts]
+    def _generate(self, prompts: list[list[int]], wanted: list[int]) -> list[dict[str, Any]]:
+        limits = [min(most, self._max_tokens, self._context - len(prompt))
+                  for prompt, most in zip(prompts, wanted, strict=True)]
         found = []
         for answer in self._generator.answer(prompts, limits) if prompts else ():
             text = self._encoder.tokenizer.decode(answer.ids, skip_special_tokens=True)

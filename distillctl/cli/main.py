@@ -28,7 +28,7 @@ for _command in (
     running.plan, running.run, running.status, running.attach, running.cancel,
     results.eval_command, results.compare, results.report, results.verify, errors.errors,
     watching.import_command, watching.drift, watching.gate,
-    using.predict,
+    using.predict, using.serve,
     inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
 ):
     cli.add_command(_command)

@@ -72,3 +72,62 @@ def _context(run: str, workspace: Path):
 
     place = Workspace(workspace.resolve())
     return api.open_run(place.find_run(run), place, reporter=reporter())
+
+
+@click.command()
+@click.argument("run")
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Listen on this address; one that others can reach needs --api-key-env.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True,
+              help="0 takes a free one.")
+@click.option("--api-key-env", metavar="NAME",
+              help="The environment variable with the key that clients must send.")
+@click.option("--max-body", type=click.IntRange(min=1024), default=1 << 20, show_default=True,
+              metavar="BYTES", help="Largest request.")
+@click.option("--max-requests", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Most requests that wait or are answered at once; more are refused with 429.")
+@yes_option
+@workspace_option
+def serve(run: str, host: str, port: int, api_key_env: str | None, max_body: int, max_requests: int,
+          yes: bool, workspace: Path) -> None:
+    """Serve a run's student as OpenAI chat completions, with /health and /metrics. Ctrl-C ends it."""
+    key = _key(api_key_env)
+    ctx = _context(run, workspace)
+    _check_installed()
+    from distillctl.serve.app import Limits
+    from distillctl.serve.server import Server
+    from distillctl.using import check_consent, open_student
+
+    check_consent(ctx, yes)
+    with open_student(ctx) as student:
+        server = Server(student, host=host, port=port, key=key, limits=Limits(max_body, max_requests))
+        say(f"{student.run} answers at {server.url}/v1 as model {ctx.recipe.name!r}"
+            + (f"; the key is that of {api_key_env}" if key else "; no key is asked for"))
+        say("Ctrl-C ends it")
+        server.run()
+    say("stopped")
+
+
+def _key(name: str | None):
+    from distillctl import secrets
+    from distillctl.errors import Problem, UsageError
+
+    if name is None:
+        return None
+    key = secrets.get(name)
+    if key is None or len(key.reveal()) < 16:
+        what = "is not set" if key is None else "holds a key of fewer than 16 characters"
+        raise UsageError(Problem(f"the environment variable {name} {what}", "--api-key-env",
+                                 hint=f"for example: export {name}=$(openssl rand -hex 24)"))
+    return key
+
+
+def _check_installed() -> None:
+    """Raises MissingExtra where the extra `serve` is not there."""
+    from importlib.util import find_spec
+
+    from distillctl.errors import MissingExtra, Problem
+
+    if missing := [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]:
+        raise MissingExtra(Problem(f"serving needs {', '.join(missing)}",
+                                   hint="pip install 'distillctl[serve]'"))

@@ -1,0 +1,79 @@
+"""Listens, and stops cleanly: what is under way is answered first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from distillctl.errors import Problem, UsageError
+from distillctl.secrets import Secret
+from distillctl.serve.app import Limits, Service, is_loopback
+from distillctl.using import Student
+
+GRACE = 30  # seconds that requests under way get once the server is to stop
+
+
+class _Uvicorn(uvicorn.Server):
+    """The signals are ours: uvicorn raises them again once it has ended."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """A student's server. `url` is known from the start: the port is taken, but not answered yet.
+
+    port: 0 takes a free one. Raises UsageError where the address cannot be had, or others could reach it
+    without a key.
+    """
+
+    def __init__(self, student: Student, *, host: str = "127.0.0.1", port: int = 0, key: Secret | None = None,
+                 limits: Limits | None = None) -> None:
+        self._socket = _listen(host, port, key)
+        bound = self._socket.getsockname()
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        self.url = f"http://{shown}:{bound[1]}"
+        self._server = _Uvicorn(uvicorn.Config(
+            Service(student, key, limits or Limits()).app(), access_log=False, log_config=None,
+            server_header=False, timeout_graceful_shutdown=GRACE, proxy_headers=False, ws="none",
+            lifespan="on", h11_max_incomplete_event_size=64 * 1024))
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, *, signals: bool = True) -> None:
+        """Serve until `stop`, SIGINT or SIGTERM; a second signal ends at once. signals: whether to listen
+        for them; only the main thread can."""
+        asyncio.run(self._run(signals))
+
+    def stop(self) -> None:
+        """Take no more requests, answer those under way, and end. From any thread."""
+        if self._server.should_exit:
+            self._server.force_exit = True
+        self._server.should_exit = True
+
+    async def _run(self, signals: bool) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        if signals:
+            for name in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(name, self.stop)
+        await self._server.serve(sockets=[self._socket])
+
+
+def _listen(host: str, port: int, key: Secret | None) -> socket.socket:
+    if key is None and not is_loopback(host):
+        raise UsageError(Problem(
+            "anybody who reaches this address could use the student, and no key is asked for", "--host",
+            value=host, hint="put a key into an environment variable and name it: --api-key-env NAME"))
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise UsageError(Problem(f"cannot listen there: {error.strerror or error}", "--host",
+                                 value=f"{host}:{port}", hint="choose another --port, or 0 for a free one"
+                                 )) from None
