@@ -48,7 +48,7 @@ class Answerer:
 def teacher(ctx: Context) -> Iterator[Answerer]:
     """The recipe's teacher. Raises MissingExtra, UsageError (no key), DataError (a bad recording)."""
     spec = ctx.recipe.teacher
-    predictor = open_teacher(spec, ctx.loaded.resolve)
+    predictor = open_teacher(spec, ctx.loaded.resolve, ctx.task.json_schema)
     if isinstance(spec, RecordedTeacher):
         yield Answerer("teacher", predictor, CollectOptions(), paid=False)
         return

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from distillctl.cli.main import cli
 from distillctl.errors import UsageError
+from distillctl.seeds import Errors, write_seeds
 from tests.support.by_hand import object_of, run_by_hand
 
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string"}, "line": {"type": "integer"}},
@@ -79,6 +80,12 @@ def test_test_items_are_never_written(labels):
     assert not out.exists()
 
 
+def test_the_library_does_not_write_test_items_either(tmp_path):
+    with pytest.raises(UsageError, match="never written as seeds"):
+        write_seeds(Errors("test", 1, True, []), tmp_path / "seeds.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 def test_test_items_are_shown(labels):
     shown = call(labels, "by-hand", "--split", "test").stdout
     assert "test question number 1" in shown
@@ -96,17 +103,20 @@ def test_fields_of_an_object_have_cells_of_their_own(tmp_path):
     right = object_of(file="a", line=1)
     run_by_hand(
         tmp_path, {"kind": "structured", "json_schema": SCHEMA}, {"file": "file", "line": "line"},
-        rows(file=["a"] * 4, line=[1] * 4),
-        said(right, [right, object_of(file="b", line=1), object_of(file="b", line=1), right]),
+        rows(file=["a"] * 5, line=[1] * 5),
+        said(right, [right, object_of(file="b", line=1), object_of(file="b", line=1), right,
+                     object_of(file="b", line=3)]),
         said(right, [object_of(file="x", line=1), object_of(file="b", line=2), object_of(file="a", line=1),
-                     "no JSON"]))
+                     "no JSON", object_of(file="c", line=3)]))
     found = errors(tmp_path)
     assert {item["id"]: item["parts"] for item in found["items"]} == {
         "d0": {"file": "compression"},
         "d1": {"file": "inherited", "line": "compression"},
         "d2": {"file": "corrected"},
-        "d3": {"file": "compression", "line": "compression"}}
-    assert found["parts"]["file"] == {"compression": 2, "inherited": 1, "corrected": 1}
+        "d3": {"file": "compression", "line": "compression"},
+        "d4": {"file": "both_wrong_differently", "line": "inherited"}}
+    assert found["parts"]["file"] == {
+        "compression": 2, "inherited": 1, "corrected": 1, "both_wrong_differently": 1}
     assert found["items"][3]["student"] == "no JSON"
 
 

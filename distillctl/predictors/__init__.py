@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from distillctl import secrets
 from distillctl.errors import MissingExtra, Problem, UsageError
@@ -16,8 +17,10 @@ from distillctl.types import Predictor
 LiveTeacher = OpenAITeacher | AnthropicTeacher
 
 
-def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], Path]) -> Predictor:
+def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], Path],
+                 json_schema: Mapping[str, Any] | None = None) -> Predictor:
     """The recipe's teacher; sends nothing yet. resolve: a path of the recipe, as it lies on disk.
+    json_schema: of the task's answers, for a teacher with `structured_output`.
 
     Raises MissingExtra, UsageError (no key), DataError (a bad recording).
     """
@@ -37,7 +40,8 @@ def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], P
 
     return OpenAIPredictor(
         spec.model, base_url=spec.base_url, api_key=key, temperature=spec.temperature,
-        max_tokens=spec.max_tokens, seed=spec.seed, timeout=spec.timeout, price=teacher_price(spec))
+        max_tokens=spec.max_tokens, seed=spec.seed, timeout=spec.timeout, price=teacher_price(spec),
+        json_schema=json_schema if spec.structured_output else None)
 
 
 def teacher_price(spec: LiveTeacher) -> PricePoint | None:

@@ -24,6 +24,7 @@ from distillctl.predictors.http import (
     token_count,
     unusable,
 )
+from distillctl.predictors.strict_schema import takes_strict
 from distillctl.prices import PricePoint, prompt_tokens_at_most
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
@@ -170,9 +171,10 @@ def _parameters(model: str, temperature: float | None, seed: int | None,
     if seed is not None:
         parameters["seed"] = seed
     if json_schema is not None:
-        # not `strict`: OpenAI's strict mode refuses most schemas that were not written for it
+        # OpenAI's strict mode refuses schemas that were not written for it
+        strict = {"strict": True} if takes_strict(json_schema) else {}
         parameters["response_format"] = {
-            "type": "json_schema", "json_schema": {"name": "answer", "schema": dict(json_schema)}}
+            "type": "json_schema", "json_schema": {"name": "answer", "schema": dict(json_schema), **strict}}
     if labels:
         parameters |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
     return parameters

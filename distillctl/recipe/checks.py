@@ -179,6 +179,9 @@ class Checks:
         if self.student and teacher.model == self.student.model:
             self._add(("student", "model"), "is the teacher itself, so there is nothing to distil",
                       "choose a smaller model", value=self.student.model)
+        if getattr(teacher, "structured_output", False) and self.task and self.task.kind != "structured":
+            self._add(("teacher", "structured_output"), f"has no meaning for a {self.task.kind} task, which "
+                      "has no JSON Schema", "delete it, or make the task `kind: structured`")
         url = getattr(teacher, "base_url", None)
         if url is not None and (wrong := base_url_problem(url)):
             self._add(("teacher", "base_url"), *wrong)

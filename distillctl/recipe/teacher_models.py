@@ -65,6 +65,9 @@ class OpenAITeacher(_LiveTeacher):
     """None: OpenAI. Plain http only to this machine."""
     api_key_env: Annotated[str, Field(pattern=ENV_NAME)] | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for a server without one."""
+    structured_output: bool = False
+    """Ask the server to keep its answers to the task's JSON Schema, for a `structured` task: strictly where
+    the schema is one that OpenAI's strict mode takes."""
 
 
 class AnthropicTeacher(_LiveTeacher):
