@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distillctl import servers
 from distillctl.backend import StudentRef
 from distillctl.budget import Budget
 from distillctl.collect import Collected, CollectOptions, Progress, collect
@@ -66,12 +67,15 @@ def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
     backend = ctx.backend(trained_as)
     # a hosted backend may also send weights home
     paid = student.kind == "hosted" and not backend.capabilities.student_is_local
-    with backend.open(student, folder, ctx.task, ctx.recipe.evaluate) as predictor:
-        options = CollectOptions(max_failures=1.0)  # a missing answer is a wrong answer, and is shown
-        if paid:
-            options = replace(options, concurrency=8, deadline=120.0,
-                              max_cost=getattr(predictor, "max_cost", options.max_cost))
-        yield Answerer(role, predictor, options, paid)
+    try:
+        with backend.open(student, folder, ctx.task, ctx.recipe.evaluate) as predictor:
+            options = CollectOptions(max_failures=1.0)  # a missing answer is a wrong answer, and is shown
+            if paid:
+                options = replace(options, concurrency=8, deadline=120.0,
+                                  max_cost=getattr(predictor, "max_cost", options.max_cost))
+            yield Answerer(role, predictor, options, paid)
+    finally:
+        servers.stop_left_behind(ctx.workspace, lambda text: ctx.reporter.note(text, "warning"))
 
 
 def collect_splits(ctx: Context, who: Answerer, splits: Sequence[Split]) -> None:

@@ -95,7 +95,10 @@ def open_run(rundir: RunDir, workspace: Workspace, *, options: Options = Options
 @contextmanager
 def working_on(ctx: Context) -> Iterator[None]:
     """Hold the run, with its recipe written down. Raises UsageError when another process works on it."""
+    from distillctl.servers import stop_left_behind
+
     ctx.rundir.create()
+    stop_left_behind(ctx.workspace, lambda text: ctx.reporter.note(text, "warning"), ctx.options.offline)
     try:
         with exclusive_lock(ctx.rundir.path / ".lock"):
             write_text(ctx.path("recipe.yaml"), ctx.loaded.text)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from distillctl import registry, secrets
 from distillctl.backend import BackendEnv, Unreachable
 from distillctl.errors import DistillctlError, Problem, StorageError, UsageError
-from distillctl.store.files import SAFE_NAME, exclusive_lock, read_json, safe_join, write_json
+from distillctl.store.files import SAFE_NAME, exclusive_lock, read_json, write_json
 from distillctl.types import JSON
 
 if TYPE_CHECKING:
-    from distillctl.store.ledger import Ledger
+    from distillctl.store.workspace import Workspace
 
 IN_DOUBT_S = 180.0  # how long a create request of a process that died may still be on its way
 
@@ -43,6 +43,10 @@ class Server:
     stopped: float | None = None
     usd_elsewhere: float = 0.0
 
+    def __str__(self) -> str:
+        price = "" if self.usd_per_hour is None else f", ${self.usd_per_hour:.2f} an hour"
+        return f"server {self.name} at `{self.backend}`{f' for {self.run}' if self.run else ''}{price}"
+
     def usd(self, until: float) -> float | None:
         """What it cost until then, without what is booked elsewhere; None where the price is not known."""
         if self.usd_per_hour is None or self.created is None:
@@ -58,6 +62,20 @@ class Note:
     server: Server
     _path: Path = field(repr=False)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the process that announced the server is alive."""
+        try:
+            with exclusive_lock(self._path.with_suffix(".lock")):
+                return False
+        except StorageError:
+            return True
+
+    @property
+    def workspace(self) -> Path:
+        """The backend's folder."""
+        return self._path.parent.parent
+
     def change(self, **changed: object) -> None:
         """Write down what is new: `created`, `usd_per_hour`, `stopped`, `usd_elsewhere`."""
         self.server = replace(self.server, **changed)
@@ -72,17 +90,17 @@ class Note:
 def announced(env: BackendEnv, backend: str, name: str, settings: Mapping[str, JSON]) -> Iterator[Note]:
     """Announce the server `name` before it is created. The block creates it, and stops it on every exit; a
     note that it leaves without `stopped` is settled by the next command."""
-    path = _folder(env.workspace) / f"{name}.json"
+    path = env.workspace / "servers" / f"{name}.json"
     with exclusive_lock(path.with_suffix(".lock")):
         note = Note(Server(backend, name, dict(settings), env.run, env.clock()), path)
         note.change()
         yield note
 
 
-def all_notes(private: Path) -> list[Note]:
-    """Every note of a workspace, oldest first. private: its `.distillctl` folder."""
+def all_notes(workspace: Workspace) -> list[Note]:
+    """Every note of a workspace, oldest first."""
     found = []
-    for path in private.glob("*/servers/*.json"):
+    for path in workspace.private.glob("*/servers/*.json"):
         with suppress(StorageError, TypeError):  # gone meanwhile, or of another version
             note = Note(Server(**read_json(path)), path)
             if SAFE_NAME.fullmatch(note.server.name) and note.server.name == path.stem:
@@ -90,80 +108,50 @@ def all_notes(private: Path) -> list[Note]:
     return sorted(found, key=lambda note: note.server.announced)
 
 
-def in_use(note: Note) -> bool:
-    """Whether the process that announced the server is alive, or another one is stopping it."""
-    try:
-        with exclusive_lock(note._path.with_suffix(".lock")):
-            return False
-    except StorageError:
-        return True
-
-
-def settle(note: Note, ledger: Ledger) -> None:
-    """Book what a stopped server cost, and forget it."""
-    server = note.server
-    if server.created is not None and server.stopped is not None:
-        ledger.record_spend(server.run, "serving", server.name, server.usd(server.stopped))
-    note.remove()
-
-
-def stop_left_behind(private: Path, open_ledger: Callable[[], Ledger], tell: Callable[[str], None],
-                     offline: bool = False) -> None:
+def stop_left_behind(workspace: Workspace, tell: Callable[[str], None], offline: bool = False) -> None:
     """Stop the servers whose processes died, and book what they cost; never raises because one resists.
 
     tell: takes what a person should know. offline: say it, and send nothing.
     """
-    for note in all_notes(private):
-        if in_use(note):
+    for note in all_notes(workspace):
+        if note.in_use:
             continue
         if offline and note.server.stopped is None:
-            tell(f"{_words(note.server)} may still run, and cost: --offline, so it was not stopped")
+            tell(f"{note.server} may still run, and cost: --offline, so it was not stopped")
             continue
         try:
-            stop(note, open_ledger, tell)
+            stop(note, workspace, tell)
         except (DistillctlError, Unreachable) as error:
-            tell(f"{_words(note.server)} may still run, and cost, and could not be stopped: {error}")
+            tell(f"{note.server} may still run, and cost, and could not be stopped: {error}")
 
 
-def stop(note: Note, open_ledger: Callable[[], Ledger], tell: Callable[[str], None]) -> None:
-    """Have a server stopped by its backend, whoever uses it. Raises DistillctlError, Unreachable."""
+def stop(note: Note, workspace: Workspace, tell: Callable[[str], None]) -> bool:
+    """Have a server stopped by its backend, whoever uses it, and book what it cost. Whether it is gone for
+    certain. Raises DistillctlError, Unreachable."""
     unstopped = note.server.stopped is None
     if unstopped and not _gone(note, tell):
-        return
+        return False
     server = note.server
-    with open_ledger() as ledger:
-        if unstopped and server.created is not None:
-            # when it stopped (it may have been idle for long) is not known, only that it has by now
-            ledger.record_spend(server.run, "serving", server.name, None, server.usd(time.time()))
-            note.remove()
-        else:
-            settle(note, ledger)
+    if server.created is not None:
+        with workspace.ledger() as ledger:
+            if unstopped:  # when it stopped (it may have been idle for long) is not known, only that it has
+                ledger.record_spend(server.run, "serving", server.name, None, server.usd(time.time()))
+            else:
+                ledger.record_spend(server.run, "serving", server.name, server.usd(server.stopped))
+    note.remove()
+    return True
 
 
 def _gone(note: Note, tell: Callable[[str], None]) -> bool:
     """Stop the server; whether it is gone for certain."""
     server = note.server
-    found = _backend(server, note._path.parent.parent).stop_server(server.name)
-    if found:
-        tell(f"stopped {_words(server)}, which had been left running")
+    env = BackendEnv(note.workspace, secrets.value, time.time)
+    backend = registry.open_backend(server.backend, server.settings, env)
+    if not hasattr(backend, "stop_server"):
+        raise UsageError(Problem("this backend cannot stop servers", field="backend", value=server.backend))
+    if backend.stop_server(server.name):
+        tell(f"stopped {server}, which had been left running")
         if server.created is None:
             note.change(created=server.announced)
         return True
     return server.created is not None or time.time() - server.announced > IN_DOUBT_S
-
-
-def _backend(server: Server, workspace: Path):
-    env = BackendEnv(workspace, secrets.value, time.time)
-    backend = registry.open_backend(server.backend, server.settings, env)
-    if not hasattr(backend, "stop_server"):
-        raise UsageError(Problem("this backend cannot stop servers", field="backend", value=server.backend))
-    return backend
-
-
-def _words(server: Server) -> str:
-    price = "" if server.usd_per_hour is None else f", ${server.usd_per_hour:.2f} an hour"
-    return f"server {server.name} of {server.run or 'no run'} at `{server.backend}`{price}"
-
-
-def _folder(workspace: Path) -> Path:
-    return safe_join(workspace, "servers")

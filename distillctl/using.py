@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from distillctl import answering, stages
-from distillctl.api import Run
+from distillctl.api import Run, open_run
 from distillctl.budget import Budget
 from distillctl.collect import CollectOptions, collect
 from distillctl.context import Context
 from distillctl.errors import Problem, UsageError
+from distillctl.progress import Reporter
 from distillctl.store.ledger import Ledger
+from distillctl.store.rundir import RunDir
+from distillctl.store.workspace import Workspace
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Predictor, Request
 
@@ -29,14 +32,17 @@ class Reading:
 
 
 class Student:
-    """An opened student. One that is asked over the network costs money: its calls are retried, recorded in
-    the workspace's ledger and held to the budget; one on this machine is just asked.
+    """An opened student, or in a cascade the teacher behind it. One that is asked over the network costs
+    money: its calls are retried, recorded in the workspace's ledger and held to the budget; one on this
+    machine is just asked.
 
-    temperature: fitted on the run's dev split, None where there was too little of it.
+    temperature: fitted on the run's dev split, None where there was too little of it. ledger: None where
+    nothing is paid. kind: whose calls they are, for the books.
     """
 
     def __init__(self, run: str, task: Task, predictor: Predictor, temperature: float | None,
-                 options: CollectOptions, ledger: Ledger | None, budget: Budget | None) -> None:
+                 options: CollectOptions, ledger: Ledger | None = None, budget: Budget | None = None,
+                 kind: str = "student") -> None:
         self.run = run
         self.task = task
         self.predictor = predictor
@@ -44,6 +50,7 @@ class Student:
         self.options = options
         self._ledger = ledger
         self._budget = budget
+        self._kind = kind
 
     @property
     def paid(self) -> bool:
@@ -58,8 +65,8 @@ class Student:
         """
         if self._ledger is None:
             return await self.predictor.answer(requests)
-        collected = await collect(self.predictor, requests, ledger=self._ledger, run=self.run, kind="student",
-                                  paid=True, options=self.options, budget=self._budget)
+        collected = await collect(self.predictor, requests, ledger=self._ledger, run=self.run,
+                                  kind=self._kind, paid=True, options=self.options, budget=self._budget)
         return collected.answers
 
     def read(self, answer: Answer) -> Reading:
@@ -79,6 +86,15 @@ def probabilities(logprobs: Mapping[str, float] | None, temperature: float | Non
     return {label: shares[label] / total for label in sorted(shares, key=shares.get, reverse=True)}
 
 
+def context_of(rundir: RunDir, workspace: Workspace, reporter: Reporter | None = None) -> Context:
+    """A run as it lies there, whatever has become of its recipe's data since. Raises UsageError for one that
+    is not finished."""
+    ctx = open_run(rundir, workspace, reporter=reporter)
+    ctx.run_name, ctx.rundir = rundir.path.name, rundir  # not what its data would name today
+    Run(rundir).metrics  # noqa: B018 - says what to do where there are none
+    return ctx
+
+
 def check_consent(ctx: Context, yes: bool) -> None:
     """Raises UsageError where the student is asked over the network and nobody has agreed to that."""
     if not yes and not ctx.backend("student").capabilities.student_is_local:
@@ -89,15 +105,22 @@ def check_consent(ctx: Context, yes: bool) -> None:
 
 
 @contextmanager
-def open_student(ctx: Context) -> Iterator[Student]:
+def open_student(ctx: Context, budget: Budget | None = None) -> Iterator[Student]:
     """A finished run's student, for as long as the block runs.
 
-    Raises UsageError for a run that is not finished, StudentError where the student cannot be opened.
+    budget: what a paid student may spend; None: what the run has left. Raises UsageError for a run that is
+    not finished, StudentError where the student cannot be opened.
     """
     metrics = Run(ctx.rundir).metrics
     stated = next((e.calibration for e in metrics.evaluations if e.role == "student"), None)
     ref = stages.student_ref(ctx, "student")
     with answering.learner(ctx, "student", ref, ctx.path("student")) as who:
-        budget = Budget.of(ctx.ledger, ctx.rundir.name, ctx.recipe.budget.max_usd) if who.paid else None
+        if who.paid:
+            budget = budget or budget_of(ctx)
         yield Student(ctx.rundir.name, ctx.task, who.predictor, stated.temperature if stated else None,
-                      who.options, ctx.ledger if who.paid else None, budget)
+                      who.options, ctx.ledger if who.paid else None, budget if who.paid else None)
+
+
+def budget_of(ctx: Context) -> Budget:
+    """What the run has left to spend."""
+    return Budget.of(ctx.ledger, ctx.rundir.name, ctx.recipe.budget.max_usd)

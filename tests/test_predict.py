@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
-from support.finished import linear_run
+from support.finished import RECIPES, linear_run
 
+from distillctl import api
 from distillctl import predict as work
 from distillctl.cli.main import cli
 from distillctl.collect import CollectOptions
@@ -181,6 +183,21 @@ def test_a_file_that_is_not_this_students_output_is_left_alone(
     with pytest.raises(UsageError, match=reason):
         predict(run, source, tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == content
+
+
+def test_a_run_is_used_as_it_lies_there_when_its_data_has_changed(
+        source: Path, tmp_path: Path, run: Context) -> None:
+    recipes = tmp_path / "recipes"
+    shutil.copytree(RECIPES, recipes)
+    other = api.run(recipes / "routing.yaml", backend="linear", overrides=["baseline=null"],
+                    workspace=tmp_path)
+    with (recipes / "data" / "routing.jsonl").open("a") as file:
+        file.write("\n")
+    done = CliRunner().invoke(cli, [
+        "predict", other.path.name, "--workspace", str(tmp_path), "-i", str(source), "-o",
+        str(tmp_path / "out.jsonl")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert lines(tmp_path / "out.jsonl")[0]["run"] == other.name
 
 
 def test_the_input_is_never_written_over(run: Context, source: Path) -> None:

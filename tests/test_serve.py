@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from support.finished import linear_run
@@ -411,3 +412,31 @@ def test_a_key_that_is_none_is_refused(
         CliRunner().invoke(cli, [
             "serve", run.run_name, "--workspace", str(run.workspace.root), "--api-key-env", "SERVE_KEY"],
             catch_exceptions=False)
+
+
+def test_a_structured_student_serves_json_that_fits(tmp_path: Path) -> None:
+    """A language model: generated, counted, and cut where a client wants it shorter."""
+    pytest.importorskip("torch", reason="needs the `local` extra")
+    from support.finished import SCHEMA, tiny_run
+    from support.tiny_students import tiny_base
+
+    run = tiny_run(tmp_path / "workspace", tiny_base(tmp_path / "base"), "structured")
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    with open_student(run) as student, serving(student) as server:
+        asked = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for example, was in zip(run.examples("test"), run.predictions("student", "test"), strict=True):
+            done = asked.chat.completions.create(model="tiny-structured", response_format=form,
+                                                 messages=run.task.render(example.fields))
+            assert done.choices[0].message.content == was.answer.output
+            assert done.usage.completion_tokens == was.answer.tokens_out
+        short = asked.chat.completions.create(model="tiny-structured", max_tokens=3,
+                                              messages=run.task.render(example.fields))
+        assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (3, "length")
+        for refused in ({"logprobs": True}, {"response_format": {
+                **form, "json_schema": {"name": "x", "schema": {"type": "object"}}}}):
+            with pytest.raises(openai.BadRequestError):
+                asked.chat.completions.create(model="tiny-structured", messages=[SAID], **refused)
+        with pytest.raises(openai.BadRequestError) as error:
+            asked.chat.completions.create(model="tiny-structured",
+                                          messages=[{"role": "user", "content": "x" * 600}])
+        assert error.value.code == "context_length_exceeded"

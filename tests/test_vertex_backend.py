@@ -347,6 +347,16 @@ def test_other_content_under_the_name_of_ours_is_refused(sandbox, tmp_path, job)
         opened(sandbox, tmp_path).stage(job)
 
 
+def test_an_upload_that_another_run_was_faster_with_is_left_as_it_is(sandbox, tmp_path, job):
+    backend = opened(sandbox, tmp_path)
+    backend.stage(job)
+    (before,) = sandbox.store.list("object")
+    sandbox.add_fault(Fault("objects.get", "status", "404"))  # it was not there yet
+    backend.stage(job)
+    assert sandbox.store.requests()["objects.create"] == 2
+    assert sandbox.store.list("object") == [before]
+
+
 def test_an_upload_whose_reply_was_lost_is_found(sandbox, tmp_path, job):
     sandbox.add_fault(Fault("objects.create", "drop_after"))
     with pytest.raises(Unreachable):

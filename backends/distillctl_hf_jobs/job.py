@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distillctl_local.process import DEFAULTS
 from distillctl_local.trainer import Events
 
+from distillctl.errors import BackendError, DataError, DistillctlError, Problem
 from distillctl.store.files import digest_file, read_json, write_json
 from distillctl.types import JSON
 from distillctl_hf_jobs.bundle import BASE, DEV, JOB, ROWS
@@ -38,16 +40,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--to", required=True)
     parser.add_argument("--name", required=True)
     asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        job = lay_out(asked.folder, work)
-        outcome = train(work)
-        if outcome is None or not outcome["ok"]:
-            print("distillctl: " + (outcome["message"] if outcome else "the trainer died"), flush=True)  # noqa: T201
-            return 1
-        result = {"model": job["model"], "folder": asked.name, "rows": job["rows"],
-                  "seconds": outcome["seconds"], "files": outcome["files"]}
-        push(work, asked.to, result)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            work = Path(scratch)
+            job = lay_out(asked.folder, work)
+            outcome = train(work)
+            push(work, asked.to, {"model": job["model"], "folder": asked.name, "rows": job["rows"],
+                                  "seconds": outcome["seconds"], "files": outcome["files"]})
+    except DistillctlError as error:
+        print(f"distillctl: {error}", flush=True)  # noqa: T201
+        return 1
     return 0
 
 
@@ -58,17 +60,17 @@ def lay_out(folder: Path, work: Path) -> dict[str, JSON]:
             shutil.copyfile(folder / name, work / name)
     job = read_json(folder / JOB)
     if digest_file(work / ROWS) != job["digest"]:
-        raise SystemExit("distillctl: the training rows are not those of this job")
+        raise DataError(Problem("the training rows are not those of this job", where=str(folder / ROWS)))
     own = job["model"].startswith(f"{BASE}/")
     write_json(work / JOB, {**job, "model": str(folder / job["model"]) if own else job["model"]})
     return job
 
 
-def train(work: Path) -> dict[str, JSON] | None:
-    """Run the trainer and tell its events as they come; its outcome, None where it left none."""
+def train(work: Path) -> dict[str, JSON]:
+    """Run the trainer and tell its events as they come; its outcome. Raises BackendError where it failed."""
     story, told = work / "events.jsonl", 0
     trainer = subprocess.Popen([sys.executable, "-m", "distillctl_local.trainer", str(work)],
-                               stdin=subprocess.DEVNULL)
+                               stdin=subprocess.DEVNULL, env={**DEFAULTS, **os.environ})
     while True:
         ended = trainer.poll() is not None  # before the story is read: it may grow in between
         told = _tell(story, told)
@@ -76,14 +78,21 @@ def train(work: Path) -> dict[str, JSON] | None:
             break
         time.sleep(0.2)
     done = work / "done.json"
-    return read_json(done) if done.exists() else None
+    if not done.exists():
+        raise BackendError(f"the trainer died with exit code {trainer.returncode} (out of memory?)")
+    outcome = read_json(done)
+    if not outcome["ok"]:
+        raise BackendError(outcome["message"])
+    return outcome
 
 
 def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
     """The adapter and its result as one commit in a private model repo. A repo that has one is left as it
     is: the first of several jobs with one token is the one that counts."""
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"],
                 library_name="distillctl")
     api.create_repo(repo, repo_type="model", private=True, exist_ok=True)
@@ -102,7 +111,7 @@ def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
 def _may_push(api: HfApi, repo: str) -> bool:
     info = api.repo_info(repo, repo_type="model")
     if info.private is not True:
-        raise SystemExit(f"distillctl: {repo} is not private, so the student is not pushed there")
+        raise BackendError(f"{repo} is not private, so the student is not pushed there")
     return RESULT not in [file.rfilename for file in info.siblings or ()]
 
 

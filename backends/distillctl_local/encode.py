@@ -69,17 +69,24 @@ class Encoder:
     def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
         """The template's tokens before, between and after the contents of messages with these roles."""
         if roles not in self._frames:
-            marks = [_MARK.format(number) for number in range(len(roles))]
-            messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-            text = self._render(messages, start_answer=True)
-            parts: list[list[int]] = []
-            for mark in marks:
-                before, found, text = text.partition(mark)
-                if not found:
-                    raise self._refuses(f"it leaves out one of the messages {', '.join(roles)}")
-                parts.append(self._special(before))
-            self._frames[roles] = [*parts, self._special(text)]
+            self._frames[roles] = [self._special(text) for text in self.around(roles)]
         return self._frames[roles]
+
+    def around(self, roles: tuple[str, ...]) -> list[str]:
+        """What the template writes before, between and after the contents of messages with these roles.
+
+        Raises StudentError where the template does not take such messages.
+        """
+        marks = [_MARK.format(number) for number in range(len(roles))]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        text = self._render(messages, start_answer=True)
+        parts: list[str] = []
+        for mark in marks:
+            before, found, text = text.partition(mark)
+            if not found:
+                raise self._refuses(f"it leaves out one of the messages {', '.join(roles)}")
+            parts.append(before)
+        return [*parts, text]
 
     def _render(self, messages: list[Message], *, start_answer: bool) -> str:
         if not self.tokenizer.chat_template:

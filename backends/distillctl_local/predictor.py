@@ -24,6 +24,7 @@ from distillctl_local.safety import check_adapter, check_digests, check_student_
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 CANARY: list[Message] = [{"role": "user", "content": "Say which of two roads is the shorter one, and why."}]
@@ -126,11 +127,13 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
     if threads:
         torch.set_num_threads(threads)
     try:
-        model, encoder, identity = _load(student, folder, LocalSettings(device=device, precision=precision))
-        scored = task.kind == "classification" and not how.generate
-        identity |= {"mode": "score", "labels": list(task.labels)} if scored else {
-            "mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
-        predictor = LocalPredictor(model, encoder, task, how, identity)
+        device, dtype = _chosen(LocalSettings(device=device, precision=precision))
+        model, encoder, identity = load_student(student, folder, dtype=dtype, device=device)
+        if dtype is torch.bfloat16:
+            from distillctl_local.precision import multiply_in_bf16
+
+            multiply_in_bf16(model)
+        predictor = LocalPredictor(model, encoder, task, how, identity | identity_of_mode(task, how))
         del model
         yield predictor
     finally:
@@ -141,15 +144,26 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
         torch.set_num_threads(before)
 
 
-def _load(student: StudentRef, folder: Path, settings: LocalSettings,
-          ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
-    """The student as one plain model, its encoder, and what identifies it."""
+def identity_of_mode(task: Task, how: EvaluateSpec) -> dict[str, JSON]:
+    """How a predictor answers, as a part of its identity."""
+    if task.kind == "classification" and not how.generate:
+        return {"mode": "score", "labels": list(task.labels)}
+    return {"mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
+
+
+def _chosen(settings: LocalSettings) -> tuple[str, torch.dtype]:
     import torch
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise StudentError(Problem("there is no CUDA device", field="backends.local.device", value="cuda",
                                    hint="set it to auto or cpu"))
-    device, dtype = choose(settings)
+    return choose(settings)
+
+
+def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, device: str,
+                 ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
+    """A student as one plain model of this precision, its adapter merged; its encoder, and what identifies
+    it. Raises StudentError."""
     revision = student.data.get("revision")
     name = student.model
     files = safe_join(folder, student.path or ".")
@@ -164,10 +178,6 @@ def _load(student: StudentRef, folder: Path, settings: LocalSettings,
 
         check_adapter(files, student.files, facts_of(model.config, source=source_of(student.model)))
         merge_adapter(model, files, encoder.prompt(CANARY))
-    if dtype is torch.bfloat16:
-        from distillctl_local.precision import multiply_in_bf16
-
-        multiply_in_bf16(model)
     return model, encoder, {
         "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
         "files": dict(student.files), "device": device, "products": str(dtype).removeprefix("torch.")}

@@ -25,7 +25,7 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", 
               "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "DISTILLCTL_TESTING", "DISTILLCTL_CRASH_AT")
 # Threads that wait asleep: where other programs want the same cores, a step takes a third of the time, and
 # where none does, as long as with threads that wait awake. One GPU: TRL refuses DataParallel.
-_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0",
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0",
              "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -41,7 +41,7 @@ def start(folder: Path, *, again: bool = False, offline: bool = False) -> bool:
         if again:
             with (folder / _RESTARTS).open("a", encoding="utf-8") as file:
                 file.write(f"{time.time()}\n")
-        environment = _DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with (folder / "trainer.log").open("ab") as log:

@@ -56,8 +56,10 @@ class TogetherPredictor(OpenAIPredictor):
                          timeout=settings.timeout, json_schema=task.json_schema, labels=task.labels)
         self.identity: Mapping[str, JSON] = {**self.identity, "provider": "together"}
         self._student, self._endpoint, self._meter = student, endpoint, meter
-        self._parameters = {name: value for name, value in self._parameters.items()
-                            if name not in ("logprobs", "top_logprobs")} | {"model": endpoint}
+        self._parameters = {"model": endpoint, "temperature": 0.0}
+        if task.json_schema is not None:
+            self._parameters["response_format"] = {
+                "type": "json_schema", "json_schema": {"name": "answer", "schema": dict(task.json_schema)}}
         if task.labels:
             self._parameters["logprobs"] = _ALTERNATIVES
 

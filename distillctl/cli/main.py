@@ -11,6 +11,7 @@ import sys
 import click
 
 from distillctl.cli import errors, inspecting, recipes, results, running, using, watching
+from distillctl.cli.endpoints import endpoints
 from distillctl.cli.output import CONTEXT, fail
 from distillctl.cli.sandbox import sandbox
 
@@ -28,8 +29,9 @@ for _command in (
     running.plan, running.run, running.status, running.attach, running.cancel,
     results.eval_command, results.compare, results.report, results.verify, errors.errors,
     watching.import_command, watching.drift, watching.gate,
-    using.predict, using.serve,
+    using.predict, using.serve, using.export,
     inspecting.backends, inspecting.doctor, inspecting.completion, sandbox,
+    endpoints,
 ):
     cli.add_command(_command)
 

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,31 @@ def json_option(command: Callable) -> Callable:
 
 
 def workspace_option(command: Callable) -> Callable:
-    """The `--workspace` option, passed as a Path."""
+    """The `--workspace` option, passed as a Path. Before the command, what a killed one left running at a
+    provider is stopped."""
+    @wraps(command)
+    def tidied(*args: Any, **kwargs: Any) -> Any:
+        _stop_left_behind(kwargs["workspace"], kwargs.get("offline", False))
+        return command(*args, **kwargs)
+
+    return plain_workspace_option(tidied)
+
+
+def plain_workspace_option(command: Callable) -> Callable:
+    """The same option, and nothing else."""
     return click.option(
         "--workspace", type=click.Path(path_type=Path, file_okay=False), default=Path(),
         envvar="DISTILLCTL_WORKSPACE", show_default="this folder",
         help="Folder that holds runs/ and .distillctl/.")(command)
+
+
+def _stop_left_behind(folder: Path, offline: bool) -> None:
+    if not any(folder.glob(".distillctl/*/servers/*.json")):
+        return  # nearly always, and at no cost
+    from distillctl.servers import stop_left_behind
+    from distillctl.store.workspace import Workspace
+
+    stop_left_behind(Workspace(folder.resolve()), lambda text: say(f"warning: {text}", err=True), offline)
 
 
 def recipe_options(command: Callable) -> Callable:

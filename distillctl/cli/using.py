@@ -67,11 +67,11 @@ def _tell_summary(found) -> None:
 
 
 def _context(run: str, workspace: Path):
-    from distillctl import api
     from distillctl.store.workspace import Workspace
+    from distillctl.using import context_of
 
     place = Workspace(workspace.resolve())
-    return api.open_run(place.find_run(run), place, reporter=reporter())
+    return context_of(place.find_run(run), place, reporter())
 
 
 @click.command()
@@ -86,26 +86,95 @@ def _context(run: str, workspace: Path):
               metavar="BYTES", help="Largest request.")
 @click.option("--max-requests", type=click.IntRange(min=1), default=256, show_default=True,
               help="Most requests that wait or are answered at once; more are refused with 429.")
+@click.option("--cascade", is_flag=False, flag_value="run", metavar="[THRESHOLD]",
+              help="Below this probability of the student's answer the recipe's teacher answers; without a "
+                   "number, the threshold that the evaluation chose on dev.")
 @yes_option
 @workspace_option
 def serve(run: str, host: str, port: int, api_key_env: str | None, max_body: int, max_requests: int,
-          yes: bool, workspace: Path) -> None:
+          cascade: str | None, yes: bool, workspace: Path) -> None:
     """Serve a run's student as OpenAI chat completions, with /health and /metrics. Ctrl-C ends it."""
     key = _key(api_key_env)
     ctx = _context(run, workspace)
     _check_installed()
+    from contextlib import ExitStack
+
+    from distillctl.serve import cascade as behind
     from distillctl.serve.app import Limits
     from distillctl.serve.server import Server
-    from distillctl.using import check_consent, open_student
+    from distillctl.using import budget_of, check_consent, open_student
 
+    threshold = None
+    if cascade is not None:
+        threshold = behind.threshold_of(ctx, _share(cascade))
+        behind.check_consent(ctx, yes)
     check_consent(ctx, yes)
-    with open_student(ctx) as student:
-        server = Server(student, host=host, port=port, key=key, limits=Limits(max_body, max_requests))
+    with ExitStack() as stack:
+        deferring = None
+        budget = None if threshold is None else budget_of(ctx)
+        student = stack.enter_context(open_student(ctx, budget))
+        if budget is not None and threshold is not None:
+            deferring = stack.enter_context(behind.open_cascade(ctx, student, threshold, budget))
+        server = Server(student, host=host, port=port, key=key, limits=Limits(max_body, max_requests),
+                        cascade=deferring)
         say(f"{student.run} answers at {server.url}/v1 as model {ctx.recipe.name!r}"
             + (f"; the key is that of {api_key_env}" if key else "; no key is asked for"))
+        if deferring:
+            say(f"below a probability of {threshold:g} the teacher {ctx.recipe.teacher.model} answers")
         say("Ctrl-C ends it")
         server.run()
     say("stopped")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--to", "form", required=True,
+              type=click.Choice(["adapter", "merged", "gguf", "ollama", "vllm"]),
+              help="adapter: LoRA as PEFT reads it; merged: 16-bit safetensors; gguf: for llama.cpp; ollama: "
+                   "that with a Modelfile; vllm: files and a command line.")
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path, file_okay=False),
+              help="A new folder.")
+@click.option("--numbers", type=click.Choice(["q8_0", "f16", "bf16"]), default="q8_0", show_default=True,
+              help="How a GGUF stores weights.")
+@click.option("--verify/--no-verify", default=None, show_default="yes for merged, gguf and ollama",
+              help="Let what was exported answer the test split, beside the student.")
+@click.option("--max-changed", type=click.FloatRange(0, 1), default=0.02, show_default=True,
+              help="Largest share of test items that may then be answered differently; more is exit code 1.")
+@workspace_option
+@json_option
+def export(run: str, form: str, output: Path, numbers: str, verify: bool | None, max_changed: float,
+           workspace: Path, as_json: bool) -> None:
+    """Write a run's student as files for other programs, and check that it still answers as it did."""
+    from distillctl.export import export_run
+
+    ctx = _context(run, workspace)
+    done = export_run(ctx, form, output, numbers=numbers, verify=verify, most_changed=max_changed)
+    if as_json:
+        say_json(done.as_json())
+    else:
+        for name, size in done.files.items():
+            say(f"  {name}  {size / 1e6:.1f} MB")
+        say(f"exported to {done.folder}")
+        for note in done.notes:
+            say(note)
+    if done.check and not as_json:
+        say(done.check.sentence())
+    if done.check and not done.check.passed:
+        say(f"error: {output} does not answer as the student does: {done.check.sentence()}", err=True)
+        sys.exit(1)
+
+
+def _share(text: str) -> float | None:
+    """A threshold, None for the run's own."""
+    if text == "run":
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"a probability from 0 to 1, not {text!r}", param_hint="--cascade")
+    return share
 
 
 def _key(name: str | None):

@@ -100,7 +100,7 @@ def slice_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
 
 def scenario_table(found: Economics) -> tuple[list[str], list[list[str]]]:
     """The costs of 1,000 requests and the break-even, as measured and in what-ifs."""
-    return ["1,000 requests", "Teacher", "Student", "Paid back after"], [[
+    return ["1,000 requests", "Teacher", "Instead", "Paid back after"], [[
         one.name, words.money(one.teacher_usd_per_1000), words.money(one.student_usd_per_1000),
         words.paid_back(one, found.training_usd)] for one in found.scenarios]
 

@@ -121,13 +121,13 @@ class HfJobsPart(HubRoutes):
 
     def train(self, job: Job, rows: Path, into: Path, report: Report, stop: threading.Event) -> None:
         """Run the job's command once it is scheduled, in a container as far as this machine has one."""
-        while self.jobs.word(job) == "SCHEDULING":
+        while self.jobs.word(job) == "SCHEDULING" or job.cancelled_at is not None:  # then it never starts
             if stop.wait(0.05):
                 return
             job = self.jobs.get(job.id, None) or job
         with self.store.transaction():
             self.store.put("started", job.id, time.time())
-        scratch = into / "scratch"
+        scratch = into.resolve() / "scratch"
         scratch.mkdir()
         try:
             message = self.container.run(

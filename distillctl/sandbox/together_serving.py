@@ -118,13 +118,14 @@ class TogetherServing:
     def update_endpoint(self, call: Call) -> JSON:
         endpoint, asked = self._endpoint(call), call.json()
         only(asked, {"etag", "name", "trafficSplit", "visibility"})
-        if "trafficSplit" in asked:
+        # an empty list is told from none by the mask alone
+        if asked.get("trafficSplit") or "trafficSplit" in call.query.get("updateMask", ""):
             known = {row["id"] for row in self._deployments(endpoint)}
-            for entry in asked["trafficSplit"]:
+            for entry in asked.get("trafficSplit") or ():
                 if entry.get("deploymentId") not in known:
                     raise bad(f"deployment {entry.get('deploymentId')} is not under this endpoint",
                               "trafficSplit")
-            endpoint["traffic"] = asked["trafficSplit"]
+            endpoint["traffic"] = asked.get("trafficSplit") or []
         self.store.put("endpoint", endpoint["id"], endpoint)
         return self._endpoint_public(endpoint)
 
@@ -153,7 +154,7 @@ class TogetherServing:
             "name": name, "model": f"{asked['model']}/revisions/rv_1", "base": base.name, "job": job_id,
             "config": asked["config"], "replicas": [least, most], "idle": asked.get("inactiveTimeout", 0),
             "created": time.time(), "started": time.time() if most else None, "stopped": None, "looks": 0,
-            "used": time.time(), "starts": 1, "broken": False}
+            "used": time.time(), "starts": 1}
         if call.query.get("validateOnly") != "true":
             self.store.put("deployment", deployment["id"], deployment, call.account)
         return self._deployment_public(deployment, endpoint)
@@ -280,8 +281,6 @@ class TogetherServing:
 
     def _state(self, row: dict[str, Any]) -> str:
         """A deployment's state now; one that nobody has asked for too long stops by itself."""
-        if row["broken"]:
-            return "DEPLOYMENT_STATE_FAILED"
         if row["started"] is not None and row["idle"] and self.jobs.elapsed(row["used"]) > 60 * row["idle"]:
             self._stop(row)
             self.store.put("deployment", row["id"], row)
@@ -338,7 +337,7 @@ class TogetherServing:
                 "autoscaling": dict(zip(("minReplicas", "maxReplicas"), row["replicas"], strict=True)),
                 "hardware": _INSTANCE, "trafficMode": "TRAFFIC_MODE_LIVE", "inactiveTimeout": row["idle"],
                 "createdAt": created, "updatedAt": created,
-                "status": {"state": state, "message": "out of capacity" if row["broken"] else ""}}
+                "status": {"state": state, "message": ""}}
 
 
 def _supported(base: Base) -> JSON:

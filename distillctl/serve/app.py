@@ -19,8 +19,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from distillctl import types
+from distillctl.errors import DistillctlError
 from distillctl.secrets import Secret
-from distillctl.serve.batching import Batcher
+from distillctl.serve.batching import Batcher, refusal
+from distillctl.serve.cascade import Cascade, Decided
 from distillctl.serve.metrics import CONTENT_TYPE, Meters
 from distillctl.serve.wire import ChatRequest, Completion, Refused, no_probabilities, parse_chat
 from distillctl.using import Student
@@ -44,12 +46,14 @@ class Service:
     """A student behind HTTP. key: what clients must send, None where none is wanted; then only requests that
     name this machine as their host are taken, so that no web page can reach it through a name of its own."""
 
-    def __init__(self, student: Student, key: Secret | None, limits: Limits) -> None:
+    def __init__(self, student: Student, key: Secret | None, limits: Limits,
+                 cascade: Cascade | None = None) -> None:
         recipe = student.run.partition("/")[0]
         self._names = (recipe, student.run)
         self._student = student
         self._key = key.reveal().encode() if key else None
         self._limits = limits
+        self._cascade = cascade
         self._batcher = Batcher(student, limits.requests, lambda size: self._meters.batch.observe(size))
         self._meters = Meters(student.run, student.task.labels, lambda: self._batcher.under_way)
         self._started = int(time.time())
@@ -73,6 +77,8 @@ class Service:
         finally:
             await self._batcher.stop()
             await self._student.predictor.aclose()
+            if self._cascade:
+                await self._cascade.teacher.predictor.aclose()
 
     # --- routes ---
 
@@ -114,22 +120,37 @@ class Service:
         body = await self._body(request)
         asked = parse_chat(body, self._student.task, self._names)
         identity = f"chatcmpl-{secrets.token_hex(12)}"
-        answer = await self._batcher.answer(
-            types.Request(identity, asked.messages, max_tokens=asked.max_tokens))
-        completion = self._completion(identity, asked, answer)
-        headers = {"x-distillctl-run": self._student.run, "x-request-id": identity}
+        said = types.Request(identity, asked.messages, max_tokens=asked.max_tokens)
+        decided = await self._decide(said, await self._batcher.answer(said))
+        completion = self._completion(identity, asked, decided)
+        headers = {"x-distillctl-run": self._student.run, "x-request-id": identity,
+                   "x-distillctl-answered-by": decided.by}
+        if decided.confidence is not None:
+            headers["x-distillctl-confidence"] = f"{decided.confidence:.4f}"
         if asked.stream:
             return Response("".join(completion.events()), media_type="text/event-stream", headers=headers)
         return JSONResponse(completion.body(), headers=headers)
 
-    def _completion(self, identity: str, asked: ChatRequest, answer: types.Answer) -> Completion:
+    async def _decide(self, request: types.Request, answer: types.Answer) -> Decided:
+        if self._cascade is None:
+            reading = self._student.read(answer)
+            return Decided("student", answer, reading, (reading.probabilities or {}).get(reading.value))
+        try:
+            return await self._cascade.decide(request, answer)
+        except DistillctlError as error:
+            log.exception("the teacher did not answer")
+            raise refusal(error) from None
+
+    def _completion(self, identity: str, asked: ChatRequest, decided: Decided) -> Completion:
+        answer, reading = decided.answer, decided.reading
         if answer.finish == "failed":
             if answer.error and answer.error.startswith("the prompt has"):
                 raise Refused(400, f"Too long: {answer.error}.", "context_length_exceeded", "messages")
             raise Refused(502, f"The student gave no answer: {answer.error}")
-        reading = self._student.read(answer)
-        if asked.alternatives is not None and reading.probabilities is None:
+        if asked.alternatives is not None and reading.probabilities is None and decided.by == "student":
             raise no_probabilities()
+        self._meters.answered_by.labels(decided.by).inc()
+        self._meters.spent.inc(answer.cost_usd or 0.0)
         self._meters.answered(reading.value, answer.tokens_in, answer.tokens_out)
         fingerprint = self._student.run.rpartition("-")[2]
         return Completion(identity, self._names[0], fingerprint, answer, reading, asked)

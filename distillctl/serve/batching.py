@@ -86,19 +86,19 @@ class Batcher:
             raise
         except Exception as error:
             log.exception("a batch of %d was not answered", len(batch))
-            refusal = _refusal(error)
             for waiting in batch:
                 with contextlib.suppress(asyncio.InvalidStateError):
-                    waiting.answer.set_exception(Refused(*refusal))
+                    waiting.answer.set_exception(refusal(error))
             return
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
 
 
-def _refusal(error: Exception) -> tuple[int, str, str | None]:
+def refusal(error: Exception) -> Refused:
+    """What a client is told of an error; the log says the rest."""
     if isinstance(error, BudgetError):
-        return 429, "The run's budget is used up.", "insufficient_quota"
+        return Refused(429, "The run's budget is used up.", "insufficient_quota")
     if isinstance(error, DistillctlError):
-        return 502, "The student cannot be asked just now; the server's log says why.", None
-    return 500, "The student failed; the server's log says how.", None
+        return Refused(502, "The model cannot be asked just now; the server's log says why.")
+    return Refused(500, "The model failed; the server's log says how.")

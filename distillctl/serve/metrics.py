@@ -27,6 +27,10 @@ class Meters:
                                registry=registry)
         self._answers = Counter("distillctl_answers", "Answers by label; (other), (unreadable).", ["value"],
                                 registry=registry)
+        self.answered_by = Counter("distillctl_answered_by", "Answers by who gave them: student, teacher.",
+                                   ["who"], registry=registry)
+        self.spent = Counter("distillctl_spent_usd", "US dollars that answers are known to have cost.",
+                             registry=registry)
         Gauge("distillctl_under_way", "Requests that wait or are being answered.",
               registry=registry).set_function(under_way)
 

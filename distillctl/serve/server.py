@@ -14,6 +14,7 @@ import uvicorn
 from distillctl.errors import Problem, UsageError
 from distillctl.secrets import Secret
 from distillctl.serve.app import Limits, Service, is_loopback
+from distillctl.serve.cascade import Cascade
 from distillctl.using import Student
 
 GRACE = 30  # seconds that requests under way get once the server is to stop
@@ -35,13 +36,13 @@ class Server:
     """
 
     def __init__(self, student: Student, *, host: str = "127.0.0.1", port: int = 0, key: Secret | None = None,
-                 limits: Limits | None = None) -> None:
+                 limits: Limits | None = None, cascade: Cascade | None = None) -> None:
         self._socket = _listen(host, port, key)
         bound = self._socket.getsockname()
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         self.url = f"http://{shown}:{bound[1]}"
         self._server = _Uvicorn(uvicorn.Config(
-            Service(student, key, limits or Limits()).app(), access_log=False, log_config=None,
+            Service(student, key, limits or Limits(), cascade).app(), access_log=False, log_config=None,
             server_header=False, timeout_graceful_shutdown=GRACE, proxy_headers=False, ws="none",
             lifespan="on", h11_max_incomplete_event_size=64 * 1024))
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -10,6 +10,7 @@ from distillctl import api, deciding, stages
 from distillctl.backend import StudentRef
 from distillctl.context import Context
 from distillctl.store.files import write_json
+from distillctl.using import context_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUESTIONS = ("why", "where is it", "who calls it", "what is that", "which one", "how",
@@ -67,4 +68,4 @@ def tiny_run(workspace: Path, base: StudentRef, kind: str = "classification", **
 
 def reopened(rundir: api.RunDir, workspace: Path) -> Context:
     """The run as a command opens it."""
-    return api.open_run(rundir, api.Workspace(workspace))
+    return context_of(rundir, api.Workspace(workspace))

