@@ -191,7 +191,6 @@ class TogetherBackend:
                 try:
                     self._env.tell(f"starting deployment {name} of {student.model} "
                                    f"({target.hardware or 'hardware unknown'}); this takes minutes")
-                    crashpoint("before-deployment")
                     endpoint = serving.start(name, target, lambda: note.change(
                         created=self._env.clock(), usd_per_hour=target.usd_per_hour))
                     crashpoint("after-deployment")
