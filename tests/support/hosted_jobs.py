@@ -1,0 +1,116 @@
+"""What every hosted backend does in the job loop against its sandbox, however the service misbehaves.
+
+A test file subclasses `HostedJobs`, names the backend and gives `sandbox` and `settings`; what is the
+provider's own (which student a job left, what a bill is made of) it asserts itself.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sandbox_bench import SECRET, SandboxBench, in_child
+
+from distillctl.errors import BackendError
+from distillctl.sandbox.faults import Fault
+from distillctl.sandbox.server import Sandbox
+
+POINTS = ["after-intent", "after-submit", "during-poll:2", "before-publish"]
+
+
+def files_with_secret(folder: Path) -> list[Path]:
+    """Files below `folder`, the provider's among them, that hold the key."""
+    return [path for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+class HostedJobs:
+    """Kills, lost replies, outages and strange words make no second job."""
+
+    backend: str
+    unknown_word: str  # a state that the provider never told anybody about
+
+    @pytest.fixture
+    def sandbox(self, tmp_path: Path) -> Any:
+        raise NotImplementedError("a subclass starts its provider")
+
+    @pytest.fixture
+    def settings(self, sandbox: Sandbox) -> dict[str, Any]:
+        raise NotImplementedError("a subclass points its backend at the sandbox")
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path, settings: dict[str, Any]) -> SandboxBench:
+        return SandboxBench(tmp_path / "workspace", self.backend, settings)
+
+    def assert_is_the_student(self, workspace: Path, student: dict[str, Any], sandbox: Sandbox) -> None:
+        """That `student` is what the only job left."""
+        raise NotImplementedError
+
+    def bill(self, charge: dict[str, Any]) -> Any:
+        """US dollars, as the ledger must have them, of the provider's own charge."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("point", POINTS)
+    def test_a_killed_run_ends_with_one_job_one_charge_and_the_same_student(
+            self, tmp_path, sandbox, settings, point):
+        killed = in_child(tmp_path / "workspace", self.backend, settings, crash_at=point)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        again = in_child(tmp_path / "workspace", self.backend, settings)
+        assert again.returncode == 0, again.stderr
+        assert (sandbox.creates(), sandbox.jobs(), len(sandbox.store.charges())) == (1, 1, 1)
+        assert SECRET not in killed.stdout + killed.stderr + again.stdout + again.stderr
+        assert files_with_secret(tmp_path) == []
+        student = json.loads((tmp_path / "workspace/student.json").read_text())
+        self.assert_is_the_student(tmp_path / "workspace", student, sandbox)
+
+    def test_the_key_is_in_no_file_and_no_output(self, tmp_path, sandbox, settings):
+        done = in_child(tmp_path / "workspace", self.backend, settings)
+        assert done.returncode == 0 and SECRET not in done.stdout + done.stderr
+        assert files_with_secret(tmp_path) == []
+
+    @pytest.mark.parametrize("what", ["drop_after", "status_after", "garble", "truncate"])
+    def test_a_lost_reply_is_one_create(self, bench, sandbox, what):
+        sandbox.add_fault(Fault("jobs.create", what, "500"))
+        assert bench.train().state == "succeeded"
+        assert (sandbox.creates(), sandbox.jobs()) == (1, 1)
+
+    def test_a_lost_reply_and_listings_that_lag_are_one_create(self, bench, sandbox):
+        sandbox.add_fault(Fault("jobs.create", "drop_after"))
+        sandbox.add_fault(Fault("jobs.list", "hide", "1", times=3))
+        assert bench.train().state == "succeeded"
+        assert (sandbox.creates(), sandbox.jobs()) == (1, 1)
+
+    def test_a_listing_that_repeats_itself_is_no_duplicate(self, bench, sandbox):
+        sandbox.add_fault(Fault("jobs.create", "drop_after"))
+        sandbox.add_fault(Fault("jobs.list", "repeat", times=None))
+        bench.train()
+        assert not any("DUPLICATE" in text for text in bench.warnings())
+
+    def test_half_an_hour_without_status_changes_nothing(self, bench, sandbox):
+        start = bench.clock.now
+        outage = Fault("jobs.get", "status", "503", times=None)
+        sandbox.add_fault(outage)
+        bench.clock.each = lambda now: sandbox.faults.remove(outage) if now - start > 1800 else None
+        assert bench.train().state == "succeeded"
+        assert (sandbox.creates(), sandbox.store.requests().get("jobs.cancel", 0)) == (1, 0)
+        assert any("unreachable" in text for text in bench.warnings())
+
+    def test_a_word_that_nobody_knows_is_waited_out(self, bench, sandbox):
+        sandbox.add_fault(Fault("jobs.get", "word", self.unknown_word, times=5))
+        assert bench.train().state == "succeeded"
+        assert any(f"'{self.unknown_word}'" in text for text in bench.warnings())
+
+    def test_a_job_deleted_at_the_provider_is_not_made_again(self, bench, sandbox):
+        row = bench.train(detach=True)
+        sandbox.delete(row.handle.job_id)
+        for _ in range(2):
+            with pytest.raises(BackendError, match="not there any more"):
+                bench.train()
+        assert sandbox.creates() == 1
+
+    def test_the_bill_is_the_providers_own_charge(self, bench, sandbox):
+        bench.train()
+        (charge,) = sandbox.store.charges()
+        assert bench.ledger.spent("recipe/run").usd == self.bill(charge)
