@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all ways: threads that spin disturb each other
 
+from click import echo
+
 from distillctl.backend import StudentRef
 from distillctl.data import load_splits
+from distillctl.doctor import processor_name
 from distillctl.recipe.load import load_recipe
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import read_json
@@ -58,10 +60,10 @@ def main() -> None:
     if args.run:
         student = StudentRef.from_json(read_json(args.run / "student.json"))
     folder = args.run / "student" if args.run else Path()
-    say(f"{len(items)} test items of {args.recipe}, {student.kind} on {student.model}, "
-        f"{processor()}, {os.cpu_count()} cores\n")
-    say("| | ms/example | examples/s | speed | same | right |")
-    say("|---|---|---|---|---|---|")
+    echo(f"{len(items)} test items of {args.recipe}, {student.kind} on {student.model}, "
+        f"{processor_name()}, {os.cpu_count()} cores\n")
+    echo("| | ms/example | examples/s | speed | same | right |")
+    echo("|---|---|---|---|---|---|")
     first = None
     for way in args.ways:
         answers, seconds = measure(way, student, folder, task, prompts)
@@ -71,7 +73,7 @@ def main() -> None:
         right = sum(task.score(value, item.expected).correct
                     for value, item in zip(values, items, strict=True)) / len(items)
         each = seconds / len(items)
-        say(f"| {WAYS[way]} | {each * 1e3:.0f} | {1 / each:.1f} | {first[0] / seconds:.1f}× "
+        echo(f"| {WAYS[way]} | {each * 1e3:.0f} | {1 / each:.1f} | {first[0] / seconds:.1f}× "
             f"| {same:.1%} | {right:.1%} |")
 
 
@@ -134,18 +136,6 @@ def tutorial(student: StudentRef, folder: Path, batch: int) -> Callable[[Prompts
         return found
 
     return answer
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "an unknown processor"
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import openai
+from click import echo
 
 from distillctl import api
+from distillctl.doctor import processor_name
 from distillctl.types import Message
 
 KEY = "bench-serve-on-loopback"
@@ -56,13 +58,13 @@ async def measure(url: str, model: str, prompts: list[list[Message]], args: argp
         await load(client, model, prompts[:4], 1)  # warm
         alone = await load(client, model, list(islice(cycle(prompts), args.alone)), 1)
         together = await load(client, model, list(islice(cycle(prompts), args.requests)), args.clients)
-    say(f"{processor()}, {os.cpu_count()} cores\n")
-    say("| clients | requests | errors | answers/s | p50 ms | p95 ms | ratio |")
-    say("|---|---|---|---|---|---|---|")
+    echo(f"{processor_name()}, {os.cpu_count()} cores\n")
+    echo("| clients | requests | errors | answers/s | p50 ms | p95 ms | ratio |")
+    echo("|---|---|---|---|---|---|---|")
     for clients, (rate, times, errors) in ((1, alone), (args.clients, together)):
         ordered = sorted(times)
         p50, p95 = (1e3 * ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.95))
-        say(f"| {clients} | {len(times) + errors} | {errors} | {rate:.1f} | {p50:.0f} | {p95:.0f} "
+        echo(f"| {clients} | {len(times) + errors} | {errors} | {rate:.1f} | {p50:.0f} | {p95:.0f} "
             f"| {rate / alone[0]:.1f}× |")
 
 
@@ -86,18 +88,6 @@ async def load(client: openai.AsyncOpenAI, model: str, prompts: list[list[Messag
     started = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
     return len(times) / (time.perf_counter() - started), times, errors
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "an unknown processor"
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

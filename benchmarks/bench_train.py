@@ -21,9 +21,11 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from click import echo
 from distillctl_local.settings import LocalSettings
 
 from distillctl.data import load_splits
+from distillctl.doctor import processor_name
 from distillctl.recipe.load import load_recipe
 from distillctl.store.files import write_json, write_jsonl
 
@@ -50,16 +52,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = prepare(args, Path(folder))
-        say(f"{args.steps} steps of {args.batch} rows on {processor()}, {os.cpu_count()} cores")
+        echo(f"{args.steps} steps of {args.batch} rows on {processor_name()}, {os.cpu_count()} cores")
         behind = f", prompts behind {args.prefix} tokens" if args.prefix else ""
-        say(f"{rows} rows of {args.recipe}{behind}\n")
-        say("| | s/step | examples/s | peak memory | loss at the last steps | speed |")
-        say("|---|---|---|---|---|---|")
+        echo(f"{rows} rows of {args.recipe}{behind}\n")
+        echo("| | s/step | examples/s | peak memory | loss at the last steps | speed |")
+        echo("|---|---|---|---|---|---|")
         first = None
         for way in args.ways:
             seconds, losses, peak = measure(way, Path(folder))
             first = first or seconds
-            say(f"| {WAYS[way]} | {seconds:.2f} | {args.batch / seconds:.1f} | {peak / 2**30:.1f} GiB "
+            echo(f"| {WAYS[way]} | {seconds:.2f} | {args.batch / seconds:.1f} | {peak / 2**30:.1f} GiB "
                 f"| {statistics.mean(losses[-3:]):.4f} | {first / seconds:.1f}× |")
 
 
@@ -165,18 +167,6 @@ def train_with_trl(way: str, folder: Path) -> None:
     SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Write()],
                peft_config=LoraConfig(r=train["lora"]["rank"], lora_alpha=train["lora"]["alpha"],
                                       target_modules="all-linear", task_type="CAUSAL_LM")).train()
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "an unknown processor"
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -85,11 +85,24 @@ def open_recipe(recipe: str | os.PathLike[str], *, backend: str | None = None, o
 
 def open_run(rundir: RunDir, workspace: Workspace, *, options: Options = Options(),
              reporter: Reporter | None = None) -> Context:
-    """A context for a run that was started earlier, from the recipe that it kept. Raises StorageError."""
+    """A context for a run that was started earlier, as it lies there: with the recipe that it kept, whatever
+    has become of its data since. Raises StorageError."""
     facts = read_json(rundir.path / RUN_FILE)
     base = (workspace.root / facts["base"]).resolve()
     loaded = load_resolved(rundir.path / "recipe.resolved.json", rundir.path / "recipe.yaml", base)
-    return Context(loaded, workspace, options, reporter or Silent())
+    ctx = Context(loaded, workspace, options, reporter or Silent())
+    ctx.run_name, ctx.rundir = rundir.path.name, rundir
+    return ctx
+
+
+def check_unchanged(ctx: Context) -> None:
+    """Raises UsageError for a run from disk that would now become another one: going on would write over
+    it."""
+    if ctx.run_name != ctx.name_of_recipe():
+        raise UsageError(Problem(
+            "the recipe's data, or what distillctl makes of the recipe, has changed since this run was "
+            "started",
+            where=str(ctx.rundir.path), hint="start a new one: distillctl run RECIPE"))
 
 
 @contextmanager

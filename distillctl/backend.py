@@ -38,6 +38,8 @@ class Capabilities:
     student_is_local: bool = False  # weights end on this machine; nothing is sent to predict
     training_version: int = 1  # raised when equal rows and settings come to another student than before
     untrained_answers: bool = False  # `open` also takes the base model, untrained, to compare with
+    settings_aside: frozenset[str] = frozenset()  # prices, time limits, names of keys: another value of one
+    # of these settings is no reason to train, and to pay, again
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,12 @@ class Learner:
     model: str
     train: TrainSpec
     version: int  # of the backend's training
+    aside: frozenset[str] = frozenset()  # settings that do not change what training gives
 
     def parts(self) -> dict[str, JSON]:
         """What determines the trained model, beside its training rows."""
-        return {"backend": self.backend, "settings": dict(self.settings), "model": self.model,
+        settings = {name: value for name, value in self.settings.items() if name not in self.aside}
+        return {"backend": self.backend, "settings": settings, "model": self.model,
                 "train": self.train.model_dump(mode="json", exclude={"seeds"}),
                 "training version": self.version}
 
@@ -85,6 +87,10 @@ class Context:
 
     @cached_property
     def run_name(self) -> str:
+        """The run's folder: what the recipe and its data name, unless the run was found on disk."""
+        return self.name_of_recipe()
+
+    def name_of_recipe(self) -> str:
         """`<backend>-<model>-<digest>`: of everything that determines the student, so that new
         thresholds or another report go on in the same run, and another student gets its own."""
         learner = self.learner("student")
@@ -114,7 +120,7 @@ class Context:
         settings = recipe.backends.get(backend, {})
         can = registry.load(backend).capabilities
         model = str(settings.get("model") or (recipe.student.model if can.untrained_answers else backend))
-        return Learner(role, backend, settings, model, train, can.training_version)
+        return Learner(role, backend, settings, model, train, can.training_version, can.settings_aside)
 
     def roles(self) -> tuple[LearnerRole, ...]:
         """Who is trained in this run, variants of the student aside."""

@@ -87,10 +87,8 @@ def probabilities(logprobs: Mapping[str, float] | None, temperature: float | Non
 
 
 def context_of(rundir: RunDir, workspace: Workspace, reporter: Reporter | None = None) -> Context:
-    """A run as it lies there, whatever has become of its recipe's data since. Raises UsageError for one that
-    is not finished."""
+    """A finished run. Raises UsageError for one that is not."""
     ctx = open_run(rundir, workspace, reporter=reporter)
-    ctx.run_name, ctx.rundir = rundir.path.name, rundir  # not what its data would name today
     Run(rundir).metrics  # noqa: B018 - says what to do where there are none
     return ctx
 

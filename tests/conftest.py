@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,11 @@ def _no_real_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.endswith(("_API_KEY", "_TOKEN", "_CREDENTIALS")) or name.startswith(
                 ("OPENAI_", "TOGETHER_", "ANTHROPIC_", "GOOGLE_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the shipped recipes in it."""
+    shutil.copytree(Path(__file__).parents[1] / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

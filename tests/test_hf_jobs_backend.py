@@ -16,6 +16,7 @@ from distillctl_hf_jobs.client import Failed, Service
 from distillctl_hf_jobs.logs import event_line, last_words, new_events
 from distillctl_hf_jobs.settings import HfJobsSettings
 from pydantic import ValidationError
+from support.backends import problems, to_end
 from support.hf_jobs import REPO, Delivery
 
 from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Rejected, Unreachable
@@ -58,23 +59,10 @@ def backend(sandbox, tmp_path, key=KEY, **more):
     return HfJobsBackend(settings(sandbox, **more), env(tmp_path, key))
 
 
-def to_end(backend, handle):
-    for _ in range(200):
-        seen = backend.poll(handle, None)
-        if seen.state in ("succeeded", "failed", "cancelled"):
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(seen)
-
-
 def trained(backend, job):
     handle = backend.submit(job, backend.stage(job), new_token())
     assert to_end(backend, handle).state == "succeeded"
     return handle
-
-
-def problems(found):
-    return "\n".join(map(str, found.problems))
 
 
 # --- preflight ---

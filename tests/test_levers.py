@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from distillctl.recipe.models import ClassificationSpec
 from distillctl.task import build_task
 from distillctl.types import Answer, Example, Prediction
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 TASK = build_task(ClassificationSpec(kind="classification", labels=["yes", "no"], prompt="{{ text }}"))
 ITEMS = [Example(f"i{i}", {"text": f"text {i}"}, "yes") for i in range(200)]
 
@@ -72,13 +70,6 @@ def test_missing_answers_of_a_variant_are_wrong() -> None:
 
 
 # --- in a run -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(RECIPES, tmp_path / "recipes")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*more: str) -> dict:

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 import pytest
 from distillctl_openai.backend import OpenAIBackend
 from distillctl_openai.client import Service
-from distillctl_openai.data import Sources
+from distillctl_openai.data import sources
 from distillctl_openai.preflight import answer_price, examine
 from distillctl_openai.settings import OpenAISettings
 from pydantic import ValidationError
+from support.backends import problems, rewritten, to_end
 
 from distillctl.backend import Ambiguous, BackendEnv, Rejected, StudentRef, Unreachable
 from distillctl.errors import BackendError, StudentError
@@ -22,7 +23,6 @@ from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.openai import OpenAIPart
 from distillctl.sandbox.server import Sandbox
-from distillctl.store.files import digest_file, read_jsonl, write_jsonl
 from distillctl.testing.examples import example_job
 
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -49,27 +49,7 @@ def settings(sandbox, **more):
                              "price": {"input": 0, "output": 0}, **more})
 
 
-def rewritten(job, change):
-    """The job with every row changed."""
-    rows = [change(number, row) for number, row in enumerate(read_jsonl(job.train_file))]
-    write_jsonl(job.train_file, rows)
-    return replace(job, digest=digest_file(job.train_file))
-
-
-def to_end(backend, handle):
-    for _ in range(200):
-        seen = backend.poll(handle, None)
-        if seen.state in ("succeeded", "failed", "cancelled"):
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(seen)
-
-
 # --- preflight ---
-
-
-def problems(found):
-    return "\n".join(map(str, found.problems))
 
 
 def test_too_few_rows_are_a_problem(sandbox, tmp_path, job):
@@ -287,11 +267,11 @@ def test_validation_errors_name_our_file_and_line(sandbox, tmp_path, job):
 
 
 def test_lines_that_we_do_not_have_stay_as_they_are(tmp_path):
-    sources = Sources(tmp_path)
-    sources.keep("up", ["a.jsonl:7"])
-    assert sources.translate("up", "line 1 and line 99") == "line 1 (a.jsonl:7) and line 99"
-    assert sources.translate("other", "line 1") == "line 1"
-    assert sources.translate(None, "line 1") == "line 1"
+    kept = sources(tmp_path)
+    kept.keep("up", ["a.jsonl:7"])
+    assert kept.translate("up", "line 1 and line 99") == "line 1 (a.jsonl:7) and line 99"
+    assert kept.translate("other", "line 1") == "line 1"
+    assert kept.translate(None, "line 1") == "line 1"
 
 
 def test_events_come_once_and_oldest_first(sandbox, tmp_path, job):

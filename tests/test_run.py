@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from distillctl.api import open_recipe
 from distillctl.cli.main import cli
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(RECIPES, tmp_path / "recipes")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from distillctl.errors import UsageError
 
 
 def call(*arguments: str) -> Result:
@@ -58,3 +50,40 @@ def test_verify_finds_a_changed_file(workspace: Path) -> None:
     (Path(run["folder"]) / "metrics.json").write_text("{}", encoding="utf-8")
     with pytest.raises(Exception, match=r"metrics\.json.*was changed"):
         call("verify", run["run"])
+
+
+def grow_data(workspace: Path) -> None:
+    """One more example: the recipe now names another run."""
+    path = workspace / "recipes/data/routing.jsonl"
+    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    extra = {**row, "id": "one-more", "question": "Which brass lantern did the ferryman leave behind?"}
+    path.write_text(path.read_text(encoding="utf-8") + json.dumps(extra) + "\n", encoding="utf-8")
+
+
+def test_a_finished_run_is_scored_again_though_its_data_has_grown_since(workspace: Path) -> None:
+    found = json.loads(run_linear().stdout)
+    grow_data(workspace)
+    again = json.loads(call("eval", found["run"], "--json").stdout)
+    assert again["test_digest"] == found["metrics"]["test_digest"]
+
+
+def test_going_on_with_a_run_whose_data_has_grown_would_write_over_it_and_is_refused(workspace: Path) -> None:
+    found = json.loads(run_linear().stdout)
+    before = (Path(found["folder"]) / "metrics.json").read_bytes()
+    grow_data(workspace)
+    with pytest.raises(UsageError, match="has changed since this run was started"):
+        call("attach", found["run"])
+    assert (Path(found["folder"]) / "metrics.json").read_bytes() == before
+
+
+def name_of_run(*overrides: str) -> str:
+    return open_recipe("recipes/routing.yaml", backend="openai", overrides=overrides).run_name
+
+
+@pytest.mark.parametrize("setting", ["price={input: 1, output: 2}", "training_price=3.0", "timeout=5.0"])
+def test_what_training_costs_or_may_take_is_no_reason_to_train_again(workspace: Path, setting: str) -> None:
+    assert name_of_run(f"backends.openai.{setting}") == name_of_run()
+
+
+def test_another_number_of_epochs_is_another_student(workspace: Path) -> None:
+    assert name_of_run("backends.openai.n_epochs=2") != name_of_run()

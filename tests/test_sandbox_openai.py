@@ -1,6 +1,5 @@
 """OpenAI's sandbox refuses what OpenAI refuses, in its words and shapes, to its own SDK."""
 
-import json
 import math
 import os
 import signal
@@ -10,26 +9,13 @@ import time
 
 import openai
 import pytest
+from support.chat_rows import GOOD, jsonl, row
 
 from distillctl.sandbox import part
 from distillctl.sandbox.openai_data import examine, tokens_of
 from distillctl.sandbox.server import Sandbox
 
 MODEL = "gpt-4.1-mini-2025-04-14"
-
-
-def row(n, answer=None):
-    word, label = (("meow", "hybrid"), ("woof", "hydrant"))[n % 2]
-    return {"messages": [{"role": "system", "content": "Name the animal."},
-                         {"role": "user", "content": f"{word} number {n}"},
-                         {"role": "assistant", "content": answer or label}]}
-
-
-GOOD = [row(n) for n in range(12)]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture

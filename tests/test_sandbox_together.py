@@ -1,6 +1,5 @@
 """Together's sandbox refuses what Together refuses, in its shapes, to its own SDK."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -8,26 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 import together
+from support.chat_rows import GOOD, jsonl, row
 
 from distillctl.sandbox import part
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.together_data import examine
 
 MODEL = "Qwen/Qwen3-0.6B"
-
-
-def row(n, answer=None):
-    word, label = (("meow", "hybrid"), ("woof", "hydrant"))[n % 2]
-    return {"messages": [{"role": "system", "content": "Name the animal."},
-                         {"role": "user", "content": f"{word} number {n}"},
-                         {"role": "assistant", "content": answer or label}]}
-
-
-GOOD = [row(n) for n in range(12)]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture

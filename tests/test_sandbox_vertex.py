@@ -16,6 +16,7 @@ from google.api_core import exceptions
 from google.cloud import storage
 from google.genai import errors, types
 from google.oauth2.credentials import Credentials
+from support.chat_rows import jsonl
 
 from distillctl.sandbox import part
 from distillctl.sandbox.server import Sandbox
@@ -44,10 +45,6 @@ def chat(*roles):
 
 
 GOOD = [row(n) for n in range(12)]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture

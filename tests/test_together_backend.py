@@ -13,6 +13,7 @@ from distillctl_together.predictor import Meter
 from distillctl_together.settings import TogetherSettings
 from distillctl_together.story import events_of
 from pydantic import ValidationError
+from support.backends import problems, rewritten, to_end
 
 from distillctl.backend import Ambiguous, BackendEnv, Rejected, StudentRef, Unreachable
 from distillctl.errors import BackendError, StudentError
@@ -22,7 +23,6 @@ from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.together import TogetherPart
-from distillctl.store.files import digest_file, read_jsonl, write_jsonl
 from distillctl.testing.examples import example_job, example_requests
 
 MODEL = "Qwen/Qwen3-0.6B"
@@ -53,13 +53,6 @@ def settings(sandbox, **more):
     return TogetherSettings(**{"model": MODEL, "base_url": sandbox.url, **more})
 
 
-def rewritten(job, change):
-    """The job with every row changed."""
-    rows = [change(number, row) for number, row in enumerate(read_jsonl(job.train_file))]
-    write_jsonl(job.train_file, rows)
-    return replace(job, digest=digest_file(job.train_file))
-
-
 def staged(backend, job):
     for _ in range(20):
         try:
@@ -71,19 +64,6 @@ def staged(backend, job):
 
 def submitted(backend, job, token=None):
     return backend.submit(job, staged(backend, job), token or new_token())
-
-
-def to_end(backend, handle):
-    for _ in range(200):
-        seen = backend.poll(handle, None)
-        if seen.state in ("succeeded", "failed", "cancelled"):
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(seen)
-
-
-def problems(found):
-    return "\n".join(map(str, found.problems))
 
 
 def preflight(sandbox, tmp_path, job, train=None, **more):

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from distillctl_vertex.backend import VertexBackend
-from distillctl_vertex.data import Sources
+from distillctl_vertex.data import sources
 from distillctl_vertex.preflight import examine
 from distillctl_vertex.settings import VertexSettings
 from pydantic import ValidationError
+from support.backends import problems, rewritten, to_end
 
 from distillctl.backend import Ambiguous, BackendEnv, Rejected, StudentRef, Unreachable
 from distillctl.errors import BackendError, StudentError
@@ -23,7 +24,6 @@ from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.vertex import VertexPart
-from distillctl.store.files import digest_file, read_jsonl, write_jsonl
 from distillctl.testing.examples import example_job
 
 MODEL = "gemini-3.5-flash-lite"
@@ -56,22 +56,6 @@ def opened(sandbox, tmp_path, token=TOKEN, **more):
     return VertexBackend(settings(sandbox, **more), env(tmp_path, token))
 
 
-def rewritten(job, change):
-    """The job with every row changed."""
-    rows = [change(number, row) for number, row in enumerate(read_jsonl(job.train_file))]
-    write_jsonl(job.train_file, rows)
-    return replace(job, digest=digest_file(job.train_file))
-
-
-def to_end(backend, handle):
-    for _ in range(200):
-        seen = backend.poll(handle, None)
-        if seen.state in ("succeeded", "failed", "cancelled"):
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(seen)
-
-
 def sent(sandbox):
     """The request of the one job that there is."""
     (made,) = sandbox.joblist.all()
@@ -79,10 +63,6 @@ def sent(sandbox):
 
 
 # --- preflight ---
-
-
-def problems(found):
-    return "\n".join(map(str, found.problems))
 
 
 def offline(tmp_path, job, at=None, **more):
@@ -443,10 +423,10 @@ def test_dropped_examples_are_told_with_our_file_and_line(sandbox, tmp_path, job
 
 
 def test_lines_that_we_do_not_have_stay_as_they_are(tmp_path):
-    sources = Sources(tmp_path)
-    sources.keep("up", ["a.jsonl:7"])
-    assert sources.translate("up", "row 1 and line 99") == "row 1 (a.jsonl:7) and line 99"
-    assert sources.translate("other", "line 1") == sources.translate(None, "line 1") == "line 1"
+    kept = sources(tmp_path)
+    kept.keep("up", ["a.jsonl:7"])
+    assert kept.translate("up", "row 1 and line 99") == "row 1 (a.jsonl:7) and line 99"
+    assert kept.translate("other", "line 1") == kept.translate(None, "line 1") == "line 1"
 
 
 def test_a_job_tells_its_story_once(sandbox, tmp_path, job):

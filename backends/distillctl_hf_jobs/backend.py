@@ -29,7 +29,8 @@ from distillctl.backend import (
     TrainJob,
     Unreachable,
 )
-from distillctl.errors import BackendError, DistillctlError, Problem, StudentError
+from distillctl.errors import BackendError, Problem, StudentError
+from distillctl.hosted import creating
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_file, read_json, safe_join, write_json
 from distillctl.task import Task
@@ -64,7 +65,8 @@ class HfJobsBackend:
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
         data_leaves_machine=True, reports_cost=True, student_is_local=True, untrained_answers=True,
-        training_version=LocalBackend.capabilities.training_version)
+        training_version=LocalBackend.capabilities.training_version,
+        settings_aside=frozenset({"timeout", "api_key_env", "request_timeout"}))
     Settings: ClassVar[type[HfJobsSettings]] = HfJobsSettings
 
     def __init__(self, settings: HfJobsSettings, env: BackendEnv) -> None:
@@ -93,16 +95,10 @@ class HfJobsBackend:
         if not is_name(token):
             raise Rejected(f"{token!r} is no name for a job")
         namespace = str(staged.data["namespace"])
-        try:
-            with Service(self._settings, self._env) as service:
-                made = service.call(service.api.run_job, namespace=namespace,
-                                    **self._request(job, staged, namespace, token, str(service.api.token)))
-        except DistillctlError as error:  # no SDK or no token: nothing was sent
-            raise Rejected(str(error)) from error
-        except Failed as failed:
-            if failed.refused:
-                raise Rejected(f"{self._settings.host} says: {failed}") from failed
-            raise Ambiguous(str(failed)) from failed
+        with (creating(lambda failed: f"{self._settings.host} says: {failed}"),
+              Service(self._settings, self._env) as service):
+            made = service.call(service.api.run_job, namespace=namespace,
+                                **self._request(job, staged, namespace, token, str(service.api.token)))
         handle = self._handle(made, token)
         if handle is None:
             raise Ambiguous("the reply names no job")

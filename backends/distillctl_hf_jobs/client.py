@@ -6,7 +6,6 @@ times. While a `Service` is open, that client is ours: it hands each failure on 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distillctl import registry
-from distillctl.backend import BackendEnv, Unreachable
+from distillctl.backend import BackendEnv
 from distillctl.errors import BackendError, MissingExtra, Problem
+from distillctl.hosted import Failed, checked_secret, fingerprint, unreachable
 from distillctl.retry import parse_retry_after
 from distillctl.store.files import atomic_write
 from distillctl_hf_jobs.settings import HfJobsSettings
@@ -28,19 +28,6 @@ T = TypeVar("T")
 LOG_PAUSE_S = 1.0  # a log that is silent for so long has been read to its present end
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")  # of a job or a token, for a path
 _ONE_AT_A_TIME = threading.RLock()  # the SDK's client is one for the process
-
-
-class Failed(Exception):
-    """A call without a usable reply. status: None where no whole reply arrived."""
-
-    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-
-    @property
-    def refused(self) -> bool:
-        """Whether the service understood the request and did nothing."""
-        return self.status is not None and 400 <= self.status < 500 and self.status != 408
 
 
 class Service:
@@ -145,13 +132,7 @@ class Service:
 
     def _token(self) -> str:
         name = self._settings.api_key_env
-        value = self._env.secret(name)
-        if not value:
-            raise BackendError(token_problem(self._settings))
-        if not (value.isascii() and value.isprintable() and " " not in value):
-            raise BackendError(Problem(f"the token in {name} holds characters that no token has",
-                                       field="backends.hf-jobs.api_key_env", hint="set it again"))
-        return value
+        return checked_secret(self._env, name, "backends.hf-jobs.api_key_env", token_problem(self._settings))
 
 
 def _client(settings: HfJobsSettings) -> httpx2.Client:
@@ -199,7 +180,7 @@ def _is_busy(reply: httpx2.Response) -> bool:
 def account(settings: HfJobsSettings, env: BackendEnv) -> str:
     """A fingerprint of the address and the token."""
     token = env.secret(settings.api_key_env) or ""
-    return hashlib.sha256(f"{settings.host} {token}".encode()).hexdigest()[:10]
+    return fingerprint(settings.host, token)
 
 
 def is_name(text: object) -> bool:
@@ -222,12 +203,6 @@ def raise_for_account(failed: Failed, settings: HfJobsSettings) -> None:
             f"{settings.host} refuses the token: {failed}", where="backend 'hf-jobs'",
             field="backends.hf-jobs.api_key_env", value=settings.api_key_env,
             hint="check the token: it must be able to write and to run jobs in this namespace")) from failed
-
-
-def unreachable(failed: Failed) -> Unreachable:
-    """A question that could not be answered just now."""
-    what = f"HTTP {failed.status}: {failed}" if failed.status else str(failed)
-    return Unreachable(what, failed.retry_after)
 
 
 def _failed(reply: httpx2.Response) -> Failed:

@@ -9,6 +9,7 @@ from distillctl_local.settings import LocalSettings
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from distillctl.hosted import checked_address
 from distillctl.recipe.models import ENV_NAME, Strict
 
 HUB = "https://huggingface.co"
@@ -41,17 +42,7 @@ class HfJobsSettings(Strict):
     @field_validator("base_url")
     @classmethod
     def _safe(cls, base_url: str | None) -> str | None:
-        if base_url is None:
-            return None
-        url = urlsplit(base_url)
-        local = url.hostname in ("127.0.0.1", "localhost", "::1")
-        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and local)):
-            raise ValueError("must be https://host, or plain http to this machine: the token and data travel "
-                             "there")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError("holds more than an address; a token belongs into the variable that "
-                             "`api_key_env` names")
-        return base_url.rstrip("/")
+        return checked_address(base_url, "api_key_env")
 
     @field_validator("trainer")
     @classmethod

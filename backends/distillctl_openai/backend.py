@@ -28,21 +28,22 @@ from distillctl.backend import (
     TrainJob,
     Unreachable,
 )
-from distillctl.errors import BackendError, DistillctlError, Problem, StudentError
+from distillctl.errors import BackendError, Problem, StudentError
+from distillctl.hosted import creating, unreachable
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.secrets import Secret
 from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
+from distillctl.uploads import upload_rows
 from distillctl_openai.client import (
     Failed,
     Service,
     account,
     is_name,
     raise_for_account,
-    unreachable,
 )
-from distillctl_openai.data import Sources, upload_rows
+from distillctl_openai.data import sources
 from distillctl_openai.preflight import INSTEAD, answer_price, epochs, examine
 from distillctl_openai.settings import OpenAISettings
 
@@ -63,7 +64,8 @@ class OpenAIBackend:
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
-        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True)
+        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True,
+        settings_aside=frozenset({"api_key_env", "training_price", "price", "timeout"}))
     Settings: ClassVar[type[OpenAISettings]] = OpenAISettings
 
     def __init__(self, settings: OpenAISettings, env: BackendEnv) -> None:
@@ -77,7 +79,7 @@ class OpenAIBackend:
         rows = list(upload_rows(job.train_file))
         data = "".join(row.line for row in rows).encode()
         upload = "distillctl-" + digest_json([row.line for row in rows]).removeprefix("sha256:")[:32]
-        Sources(self._env.workspace).keep(upload, [row.source for row in rows])
+        sources(self._env.workspace).keep(upload, [row.source for row in rows])
         with Service(self._settings, self._env) as service:
             file = self._uploaded(service, f"{upload}.jsonl", len(data)) or self._upload(
                 service, f"{upload}.jsonl", data)
@@ -86,16 +88,9 @@ class OpenAIBackend:
         return Staged({"file": file["id"], "upload": upload})
 
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
-        try:
-            with Service(self._settings, self._env) as service:
-                made = service.call(service.sdk.fine_tuning.jobs.with_raw_response.create,
-                                    **self._request(job, staged, token))
-        except DistillctlError as error:  # no SDK or no key: nothing was sent
-            raise Rejected(str(error)) from error
-        except Failed as failed:
-            if failed.refused:
-                raise Rejected(self._refusal(failed)) from failed
-            raise Ambiguous(str(failed)) from failed
+        with creating(self._refusal), Service(self._settings, self._env) as service:
+            made = service.call(service.sdk.fine_tuning.jobs.with_raw_response.create,
+                                **self._request(job, staged, token))
         handle = self._handle(made, token)
         if handle is None:
             raise Ambiguous("the reply names no job")
@@ -264,7 +259,7 @@ class OpenAIBackend:
         return self._translate(f"{said}{code}", handle)
 
     def _translate(self, message: str, handle: JobHandle) -> str:
-        return Sources(self._env.workspace).translate(handle.data.get("upload"), message)
+        return sources(self._env.workspace).translate(handle.data.get("upload"), message)
 
     def _cost(self, job: dict[str, Any]) -> float | None:
         """What was billed; None until the trained tokens are known."""

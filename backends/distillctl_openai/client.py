@@ -5,14 +5,14 @@ Replies are read from the JSON itself: compatible servers leave out what the SDK
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from distillctl import registry
+from distillctl import hosted, registry
 from distillctl.backend import BackendEnv, Unreachable
 from distillctl.errors import BackendError, MissingExtra, Problem
+from distillctl.hosted import checked_secret, fingerprint, unreachable
 from distillctl.retry import parse_retry_after
 from distillctl_openai.settings import OpenAISettings
 
@@ -23,18 +23,13 @@ PAGE = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")  # of a job, a file or a model, for a path
 
 
-class Failed(Exception):
-    """A call without a usable reply. status: None where no whole reply arrived."""
+class Failed(hosted.Failed):
+    """A call without a usable reply, and the service's word for why."""
 
     def __init__(self, message: str, status: int | None = None, code: str | None = None,
-                 param: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
-
-    @property
-    def refused(self) -> bool:
-        """Whether the service understood the request and did nothing."""
-        return self.status is not None and 400 <= self.status < 500 and self.status != 408
+                 retry_after: float | None = None) -> None:
+        super().__init__(message, status, retry_after)
+        self.code = code
 
 
 class Service:
@@ -125,19 +120,13 @@ class Service:
         name = self._settings.api_key_env
         if name is None:
             return "none"  # the SDK insists on something
-        value = self._env.secret(name)
-        if not value:
-            raise BackendError(key_problem(self._settings))
-        if not (value.isascii() and value.isprintable()):
-            raise BackendError(Problem(f"the key in {name} holds characters that no key has",
-                                       field="backends.openai.api_key_env", hint="set it again"))
-        return value
+        return checked_secret(self._env, name, "backends.openai.api_key_env", key_problem(self._settings))
 
 
 def account(settings: OpenAISettings, env: BackendEnv) -> str:
     """A fingerprint of the address and the key."""
     key = env.secret(settings.api_key_env) if settings.api_key_env else None
-    return hashlib.sha256(f"{settings.host} {key or ''}".encode()).hexdigest()[:10]
+    return fingerprint(settings.host, key or '')
 
 
 def is_name(text: object) -> bool:
@@ -161,17 +150,11 @@ def raise_for_account(failed: Failed, settings: OpenAISettings) -> None:
             hint="check the key, its project and its rights")) from failed
 
 
-def unreachable(failed: Failed) -> Unreachable:
-    """A question that could not be answered just now."""
-    what = f"HTTP {failed.status}: {failed}" if failed.status else str(failed)
-    return Unreachable(what, failed.retry_after)
-
-
 def _failed(error: openai.APIStatusError) -> Failed:
     body = error.body if isinstance(error.body, dict) else {}
     fields = body["error"] if isinstance(body.get("error"), dict) else body
     text = _word(fields.get("message")) or " ".join(error.response.text.split())[:300] or "no reason given"
-    return Failed(text, error.status_code, _word(fields.get("code")), _word(fields.get("param")),
+    return Failed(text, error.status_code, _word(fields.get("code")),
                   parse_retry_after(error.response.headers.get("retry-after")))
 
 

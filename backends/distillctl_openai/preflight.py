@@ -5,16 +5,16 @@ Dates: https://developers.openai.com/api/docs/deprecations
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
+from distillctl.hosted import whole_epochs
 from distillctl.prices import PricePoint, Rate, price_in_recipe, price_of, prompt_tokens_at_most
+from distillctl.uploads import upload_rows
 from distillctl_openai.client import Failed, Service, is_name, key_problem, raise_for_account, unreachable
-from distillctl_openai.data import upload_rows
 from distillctl_openai.settings import OpenAISettings
 
 LEAST_ROWS = 10
@@ -71,11 +71,7 @@ def examine(job: TrainJob, model: str, settings: OpenAISettings, env: BackendEnv
 
 def epochs(job: TrainJob, settings: OpenAISettings) -> int:
     """Passes over the rows, which is all that the service can be told about the training's length."""
-    if settings.n_epochs is not None:
-        return settings.n_epochs
-    if job.train.epochs is not None:
-        return job.train.epochs
-    return max(1, math.ceil((job.train.max_steps or 1) * job.train.batch_size / max(1, job.rows)))
+    return settings.n_epochs if settings.n_epochs is not None else whole_epochs(job)
 
 
 def answer_price(tuned: str | None, base: str, settings: OpenAISettings) -> PricePoint | None:

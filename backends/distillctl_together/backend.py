@@ -30,6 +30,7 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, DistillctlError, Problem, StudentError
+from distillctl.hosted import creating
 from distillctl.jobs import new_token
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.secrets import Secret
@@ -38,6 +39,7 @@ from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON, Predictor
+from distillctl.uploads import Sources, upload_rows
 from distillctl_together.client import (
     Failed,
     Service,
@@ -48,7 +50,7 @@ from distillctl_together.client import (
     raise_for_account,
     unreachable,
 )
-from distillctl_together.data import Sources, size_of, upload_rows
+from distillctl_together.data import size_of, sources
 from distillctl_together.predictor import Meter, TogetherPredictor
 from distillctl_together.preflight import Examination, cost_of
 from distillctl_together.request import price_question, translate
@@ -71,7 +73,10 @@ class TogetherBackend:
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
-        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True)
+        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True,
+        settings_aside=frozenset({
+            "api_key_env", "training_price", "config", "price_per_hour", "inactive_timeout", "start_timeout",
+            "timeout"}))
     Settings: ClassVar[type[TogetherSettings]] = TogetherSettings
 
     def __init__(self, settings: TogetherSettings, env: BackendEnv) -> None:
@@ -105,16 +110,10 @@ class TogetherBackend:
         request = staged.data["request"]
         if not isinstance(request, dict):
             raise Rejected("what was staged cannot be read; run again")
-        try:
-            with Service(self._settings, self._env) as service:
-                made = service.create(model=self._model(job), training_file=str(staged.data["file"]),
-                                      suffix=token, **request)
-        except DistillctlError as error:  # no SDK or no key: nothing was sent
-            raise Rejected(str(error)) from error
-        except Failed as failed:
-            if failed.refused:
-                raise Rejected(f"{self._settings.host} says: {failed}") from failed
-            raise Ambiguous(str(failed)) from failed
+        with (creating(lambda failed: f"{self._settings.host} says: {failed}"),
+              Service(self._settings, self._env) as service):
+            made = service.create(model=self._model(job), training_file=str(staged.data["file"]),
+                                  suffix=token, **request)
         handle = self._handle(made, token)
         if handle is None:
             raise Ambiguous("the reply names no job")
@@ -278,7 +277,7 @@ class TogetherBackend:
 
     @property
     def _sources(self) -> Sources:
-        return Sources(self._env.workspace)
+        return sources(self._env.workspace)
 
     def _model(self, job: TrainJob) -> str:
         return self._settings.model or job.model

@@ -5,7 +5,6 @@ Replies are read from the JSON itself: what the SDK's models promise and what th
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distillctl import registry
 from distillctl.backend import BackendEnv, Rejected, Unreachable
 from distillctl.errors import BackendError, MissingExtra, Problem
+from distillctl.hosted import Failed, checked_secret, fingerprint, unreachable
 from distillctl.retry import parse_retry_after
 from distillctl_together.settings import TogetherSettings
 
@@ -25,19 +25,6 @@ PAGE = 100
 CREATE_PATH = "/v1/fine-tunes"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")  # stands in a path
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)*")
-
-
-class Failed(Exception):
-    """A call without a usable reply. status: None where no whole reply arrived."""
-
-    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-
-    @property
-    def refused(self) -> bool:
-        """Whether the service understood the request and did nothing."""
-        return self.status is not None and 400 <= self.status < 500 and self.status != 408
 
 
 class Service:
@@ -173,13 +160,7 @@ class Service:
 
     def _key(self) -> str:
         name = self._settings.api_key_env
-        value = self._env.secret(name)
-        if not value:
-            raise BackendError(key_problem(self._settings))
-        if not (value.isascii() and value.isprintable()):
-            raise BackendError(Problem(f"the key in {name} holds characters that no key has",
-                                       field="backends.together.api_key_env", hint="set it again"))
-        return value
+        return checked_secret(self._env, name, "backends.together.api_key_env", key_problem(self._settings))
 
 
 def entries(page: dict[str, Any]) -> list[dict[str, Any]]:
@@ -193,7 +174,7 @@ def entries(page: dict[str, Any]) -> list[dict[str, Any]]:
 def account(settings: TogetherSettings, env: BackendEnv) -> str:
     """A fingerprint of the address and the key."""
     key = env.secret(settings.api_key_env) or ""
-    return hashlib.sha256(f"{settings.host} {key}".encode()).hexdigest()[:10]
+    return fingerprint(settings.host, key)
 
 
 def is_id(text: object) -> bool:
@@ -220,12 +201,6 @@ def raise_for_account(failed: Failed, settings: TogetherSettings) -> None:
             f"{settings.host} refuses the key: {failed}", where="backend 'together'",
             field="backends.together.api_key_env", value=settings.api_key_env,
             hint="check the key, its project, and the account's credit")) from failed
-
-
-def unreachable(failed: Failed) -> Unreachable:
-    """A question that could not be answered just now."""
-    what = f"HTTP {failed.status}: {failed}" if failed.status else str(failed)
-    return Unreachable(what, failed.retry_after)
 
 
 def _failed(error: together.APIStatusError) -> Failed:

@@ -7,8 +7,9 @@ from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
 from distillctl.store.files import read_jsonl
 from distillctl.types import JSON
+from distillctl.uploads import upload_rows
 from distillctl_together.client import Failed, Service, is_model, key_problem, raise_for_account, unreachable
-from distillctl_together.data import Size, size_of, upload_rows
+from distillctl_together.data import Size, size_of
 from distillctl_together.request import translate
 from distillctl_together.serving import Serving
 from distillctl_together.settings import TogetherSettings

@@ -12,6 +12,7 @@ from typing import Any
 
 from distillctl.backend import TrainJob
 from distillctl.errors import Problem
+from distillctl.hosted import whole_epochs
 from distillctl.types import JSON
 from distillctl_together.data import Size
 
@@ -63,10 +64,8 @@ def price_question(arguments: Mapping[str, JSON]) -> dict[str, Any]:
 
 def _epochs(job: TrainJob, limits: Mapping[str, Any], found: Translated) -> int:
     train, most = job.train, _number(limits.get("max_num_epochs"))
-    if train.epochs is not None:
-        epochs = train.epochs
-    else:
-        epochs = max(1, math.ceil((train.max_steps or 1) * train.batch_size / max(1, job.rows)))
+    epochs = whole_epochs(job)
+    if train.epochs is None:
         found.notes.append(f"it counts no steps: train.max_steps {train.max_steps} of {train.batch_size} "
                            f"rows become {epochs} epochs")
     if most is not None and epochs > most:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from distillctl.hosted import checked_address
 from distillctl.recipe.models import ENV_NAME, Strict
 
 TOGETHER_URL = "https://api.together.ai"
@@ -40,17 +41,9 @@ class TogetherSettings(Strict):
     @field_validator("base_url")
     @classmethod
     def _safe(cls, base_url: str | None) -> str | None:
-        if base_url is None:
-            return None
-        url = urlsplit(base_url)
-        local = url.hostname in ("127.0.0.1", "localhost", "::1")
-        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and local)):
-            raise ValueError("must be https://host, or plain http to this machine: keys and data travel "
-                             "there")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError("holds more than an address; a key belongs into the variable that "
-                             "`api_key_env` names")
-        return base_url.rstrip("/").removesuffix("/v1")  # where the addresses of the SDK's second version end
+        address = checked_address(base_url, "api_key_env")
+        # where the addresses of the SDK's second version end
+        return address and address.removesuffix("/v1")
 
     @property
     def url(self) -> str:

@@ -26,14 +26,16 @@ from distillctl.backend import (
     StudentRef,
     TrainJob,
 )
-from distillctl.errors import BackendError, DistillctlError, Problem, StudentError
+from distillctl.errors import BackendError, Problem, StudentError
+from distillctl.hosted import creating
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
+from distillctl.uploads import Sources, upload_rows
 from distillctl_vertex import catalogue, story, weights
 from distillctl_vertex.client import Failed, Service, raise_for_account, unreachable
-from distillctl_vertex.data import Sources, upload_rows
+from distillctl_vertex.data import line_of, sources
 from distillctl_vertex.preflight import answer_price, epochs, examine, hub_model
 from distillctl_vertex.settings import VertexSettings
 from distillctl_vertex.storage import Objects
@@ -50,7 +52,8 @@ class VertexBackend:
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
-        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True)
+        data_leaves_machine=True, reports_cost=True, student_is_local=False, untrained_answers=True,
+        settings_aside=frozenset({"access_token_env", "training_price", "price", "timeout"}))
     Settings: ClassVar[type[VertexSettings]] = VertexSettings
 
     def __init__(self, settings: VertexSettings, env: BackendEnv) -> None:
@@ -63,7 +66,7 @@ class VertexBackend:
     def stage(self, job: TrainJob) -> Staged:
         gemini = catalogue.is_gemini(self._model(job))
         rows = list(upload_rows(job.train_file))
-        lines = [row.line(gemini) for row in rows]
+        lines = [line_of(row, gemini) for row in rows]
         upload = "distillctl-" + digest_json(lines).removeprefix("sha256:")[:32]
         self._sources.keep(upload, [row.source for row in rows])
         name = f"{self._settings.prefix}/data/{upload}.jsonl"
@@ -74,16 +77,10 @@ class VertexBackend:
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
         if not _OWN_TOKEN.fullmatch(token):
             raise Rejected(f"{token!r} cannot stand in a label")
-        try:
-            with Service(self._settings, self._env) as service:
-                made = service.call(service.sdk.tunings.tune, **self._request(job, staged, token))
-                handle = self._handle(made, token, service)
-        except DistillctlError as error:  # no SDK, no credentials: nothing was sent
-            raise Rejected(str(error)) from error
-        except Failed as failed:
-            if failed.refused:
-                raise Rejected(f"{self._settings.host} says: {failed}") from failed
-            raise Ambiguous(str(failed)) from failed
+        with (creating(lambda failed: f"{self._settings.host} says: {failed}"),
+              Service(self._settings, self._env) as service):
+            made = service.call(service.sdk.tunings.tune, **self._request(job, staged, token))
+            handle = self._handle(made, token, service)
         if handle is None:
             raise Ambiguous("the reply names no job")
         return handle
@@ -169,7 +166,7 @@ class VertexBackend:
 
     @property
     def _sources(self) -> Sources:
-        return Sources(self._env.workspace)
+        return sources(self._env.workspace)
 
     def _model(self, job: TrainJob) -> str:
         return self._settings.model or job.model

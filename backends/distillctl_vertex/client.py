@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import ssl
 import warnings
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distillctl import registry
 from distillctl.backend import BackendEnv, Unreachable
 from distillctl.errors import BackendError, MissingExtra, Problem
+from distillctl.hosted import Failed, fingerprint, unreachable
 from distillctl.retry import parse_retry_after
 from distillctl_vertex.settings import VertexSettings
 
@@ -26,20 +26,6 @@ NEEDS = ("google.genai", "google.cloud.storage", "httpx2")
 PAGE = 100
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")  # of the request, before what was said
-_IN_DOUBT = frozenset({408, 499})  # 4xx that say nothing about what was done
-
-
-class Failed(Exception):
-    """A call without a usable reply. status: None where no whole reply arrived."""
-
-    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-
-    @property
-    def refused(self) -> bool:
-        """Whether the service understood the request and did nothing."""
-        return self.status is not None and 400 <= self.status < 500 and self.status not in _IN_DOUBT
 
 
 class Service:
@@ -71,8 +57,7 @@ class Service:
         known = self.credentials
         who = getattr(known, "service_account_email", None) or getattr(known, "account", None) or getattr(
             known, "client_id", None) or (known.token if self._settings.is_here else "")
-        text = f"{self._settings.base_url or 'google'} {self._settings.project} {who}"
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return fingerprint(self._settings.base_url or "google", self._settings.project, str(who))
 
     @cached_property
     def sdk(self) -> Client:
@@ -201,12 +186,6 @@ def raise_for_account(failed: Failed, settings: VertexSettings) -> None:
             field="backends.vertex.project", value=settings.project,
             hint="check the project, that its Vertex AI API is on, and the account's roles: Vertex AI User, "
                  "and Storage Object Admin on the bucket")) from failed
-
-
-def unreachable(failed: Failed) -> Unreachable:
-    """A question that could not be answered just now."""
-    what = f"HTTP {failed.status}: {failed}" if failed.status else str(failed)
-    return Unreachable(what, failed.retry_after)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -10,10 +9,12 @@ from itertools import pairwise
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
+from distillctl.hosted import whole_epochs
 from distillctl.prices import PricePoint, price_in_recipe, price_of, prompt_tokens_at_most
+from distillctl.uploads import upload_rows
 from distillctl_vertex import catalogue
 from distillctl_vertex.client import NEEDS, Failed, Service, raise_for_account, unreachable
-from distillctl_vertex.data import upload_rows
+from distillctl_vertex.data import line_of
 from distillctl_vertex.settings import VertexSettings
 from distillctl_vertex.storage import Objects
 
@@ -52,11 +53,7 @@ def examine(job: TrainJob, model: str, settings: VertexSettings, env: BackendEnv
 
 def epochs(job: TrainJob, settings: VertexSettings) -> int:
     """Passes over the rows, which is all that the service can be told about the training's length."""
-    if settings.epochs is not None:
-        return settings.epochs
-    if job.train.epochs is not None:
-        return job.train.epochs
-    return max(1, math.ceil((job.train.max_steps or 1) * job.train.batch_size / max(1, job.rows)))
+    return settings.epochs if settings.epochs is not None else whole_epochs(job)
 
 
 def answer_price(base: str, settings: VertexSettings) -> PricePoint | None:
@@ -212,7 +209,7 @@ def _examine_rows(job: TrainJob, model: str, settings: VertexSettings,
     size = low = high = 0
     problems, long = [], []
     for row in upload_rows(job.train_file):
-        size += len(row.line(catalogue.is_gemini(model)).encode())
+        size += len(line_of(row, catalogue.is_gemini(model)).encode())
         at_most = prompt_tokens_at_most(row.messages)
         low, high = low + at_most // 2, high + at_most
         if wrong := _row_problem(row.messages):

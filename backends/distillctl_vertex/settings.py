@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from distillctl.hosted import LOOPBACK, checked_address
 from distillctl.recipe.models import ENV_NAME, Price, Strict
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MULTI_REGIONS = ("eu", "us")
 
 
@@ -56,22 +56,12 @@ class VertexSettings(Strict):
     @field_validator("base_url")
     @classmethod
     def _safe(cls, base_url: str | None) -> str | None:
-        if base_url is None:
-            return None
-        url = urlsplit(base_url)
-        if not url.hostname or not (url.scheme == "https" or (
-                url.scheme == "http" and url.hostname in _LOOPBACK)):
-            raise ValueError("must be https://host, or plain http to this machine: credentials and data "
-                             "travel there")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError("holds more than an address; a token belongs into the variable that "
-                             "`access_token_env` names")
-        return base_url.rstrip("/")
+        return checked_address(base_url, "access_token_env")
 
     @property
     def is_here(self) -> bool:
         """Whether `base_url` is on this machine: no Google credentials are sent there."""
-        return self.base_url is not None and urlsplit(self.base_url).hostname in _LOOPBACK
+        return self.base_url is not None and urlsplit(self.base_url).hostname in LOOPBACK
 
     @property
     def host(self) -> str:

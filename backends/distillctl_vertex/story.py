@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl.backend import JobEvent, JobState
 from distillctl.types import JSON
-from distillctl_vertex.data import Sources
+from distillctl.uploads import Sources
 
 TOKEN = "distillctl-token"
 STATES: dict[str, JobState] = {

@@ -87,6 +87,7 @@ def attach(run: str, yes: bool, resubmit: bool, offline: bool, workspace: Path, 
     place = Workspace(workspace.resolve())
     ctx = api.open_run(place.find_run(run), place, reporter=reporter(),
                        options=Options(offline=offline, resubmit=resubmit))
+    api.check_unchanged(ctx)
     _go(ctx, None, yes, as_json)
 
 

@@ -162,6 +162,9 @@ class BackendContract:
     def test_is_found_through_its_entry_point(self) -> None:
         assert registry.load(self.backend.name) is self.backend
 
+    def test_settings_aside_are_settings(self) -> None:
+        assert self.backend.capabilities.settings_aside <= set(self.backend.Settings.model_fields)
+
     def test_takes_the_suite_that_its_capabilities_ask_for(self) -> None:
         assert self.hosted == self.backend.capabilities.data_leaves_machine
 
