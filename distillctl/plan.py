@@ -18,7 +18,7 @@ from distillctl.context import Context, LearnerRole
 from distillctl.data import load_splits
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.pipeline import Step, select_until, steps_of
-from distillctl.predictors import teacher_price
+from distillctl.predictors import structured_output_warnings, teacher_price
 from distillctl.prices import estimate
 from distillctl.progress import seconds_text
 from distillctl.select import requests_of
@@ -144,6 +144,7 @@ def _plan_calls(ctx: Context, plan: Plan, row: PlanRow, who: answering.Answerer,
     row.usd = None if found.usd_at_most is None else found.usd_at_most * share
     place = teacher.base_url or f"the {teacher.provider} API"
     row.notes.append(f"prompts go to {place}")
+    plan.warnings += structured_output_warnings(teacher, ctx.task.json_schema)
     if row.calls:
         if row.usd is None and ctx.recipe.budget.max_usd is not None:
             plan.problems.append(Problem(

@@ -207,8 +207,9 @@ def test_a_server_that_wants_max_completion_tokens_gets_it_on_the_next_try():
 
 
 def test_a_json_schema_is_asked_for_where_it_is_given():
-    _, server = reply_to(Reply("{}"), json_schema={"type": "object"})
-    assert server.asked[0].body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    _, server = reply_to(Reply("{}"), json_schema={"type": "object", "minProperties": 1})
+    assert server.asked[0].body["response_format"]["json_schema"] == {
+        "name": "answer", "schema": {"type": "object", "minProperties": 1}}
 
 
 def test_label_probabilities_come_from_the_first_token():

@@ -11,6 +11,7 @@ from distillctl import secrets
 from distillctl.errors import MissingExtra, Problem, UsageError
 from distillctl.prices import PricePoint, price_in_recipe, price_of
 from distillctl.recipe.models import AnthropicTeacher, OpenAITeacher, RecordedTeacher
+from distillctl.recipe.provider_schema import openai_strict
 from distillctl.secrets import Secret
 from distillctl.types import Predictor
 
@@ -35,13 +36,25 @@ def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], P
 
         return AnthropicPredictor(
             spec.model, api_key=key, base_url=spec.base_url, temperature=spec.temperature,
-            max_tokens=spec.max_tokens, timeout=spec.timeout, price=teacher_price(spec))
+            max_tokens=spec.max_tokens, timeout=spec.timeout, price=teacher_price(spec),
+            json_schema=json_schema if spec.structured_output else None)
     from distillctl.predictors.openai_chat import OpenAIPredictor
 
     return OpenAIPredictor(
         spec.model, base_url=spec.base_url, api_key=key, temperature=spec.temperature,
         max_tokens=spec.max_tokens, seed=spec.seed, timeout=spec.timeout, price=teacher_price(spec),
         json_schema=json_schema if spec.structured_output else None)
+
+
+def structured_output_warnings(spec: LiveTeacher | RecordedTeacher,
+                               json_schema: Mapping[str, Any] | None) -> list[str]:
+    """What a user should know of how far the teacher is held to the schema."""
+    if not isinstance(spec, OpenAITeacher) or not spec.structured_output or json_schema is None:
+        return []
+    _, problems = openai_strict(json_schema)
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return [f"teacher.structured_output: OpenAI's strict mode does not take the task's JSON Schema, so it is "
+            f"sent as a wish, which answers may break: {'; '.join(problems[:5])}{more}"] if problems else []
 
 
 def teacher_price(spec: LiveTeacher) -> PricePoint | None:

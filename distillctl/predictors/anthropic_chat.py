@@ -18,6 +18,7 @@ from distillctl.predictors.http import (
     unusable,
 )
 from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.recipe.provider_schema import for_anthropic
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
 
@@ -40,14 +41,16 @@ class AnthropicPredictor:
 
     def __init__(self, model: str, *, api_key: Secret, base_url: str | None = None,
                  temperature: float | None = None, max_tokens: int = 1024, timeout: float = 60.0,
-                 price: PricePoint | None = None) -> None:
+                 price: PricePoint | None = None, json_schema: Mapping[str, Any] | None = None) -> None:
         self.identity: Mapping[str, JSON] = {
             "provider": "anthropic", "base_url": (base_url or ANTHROPIC_URL).rstrip("/"), "model": model,
-            "temperature": temperature, "max_tokens": max_tokens}
+            "temperature": temperature, "max_tokens": max_tokens,
+            **({} if json_schema is None else {"json_schema": json_schema})}
         self.price = price
         self.max_tokens = max_tokens
         self._api_key = api_key
         self._timeout = timeout
+        self._json_schema = json_schema
         self._client: Any = None
         self._parameters: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
@@ -81,6 +84,9 @@ class AnthropicPredictor:
             self._client = anthropic.AsyncAnthropic(
                 base_url=str(self.identity["base_url"]), api_key=header_value(self._api_key), max_retries=0,
                 timeout=self._timeout, http_client=http_client(self._timeout))
+            if self._json_schema is not None:
+                schema = anthropic.transform_schema(for_anthropic(self._json_schema))
+                self._parameters["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
         system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
         try:
             return await self._client.messages.with_raw_response.create(
@@ -91,6 +97,9 @@ class AnthropicPredictor:
             if "extra_body" in self._parameters and "temperature" in str(error):
                 raise CallFailed("setup", "this model takes no temperature: set teacher.temperature "
                                           "to null") from None
+            if "output_config" in str(error):
+                raise CallFailed("setup", f"structured output was refused: {error.message[:200]}; set "
+                                          "teacher.structured_output to false") from None
             raise
 
     def _read(self, body: Mapping[str, JSON], latency: float) -> Answer:

@@ -121,7 +121,8 @@ def failure(status: int, body: JSON, headers: Mapping[str, str], key_name: str |
         return CallFailed("rate_limited", text, wait)
     if status in (408, 409, 425) or status >= 500:
         return CallFailed("transient", text, wait)
-    return CallFailed("setup" if codes & _SETUP_CODES else "rejected", text)
+    setting = codes & _SETUP_CODES or fields.get("param") == "response_format"
+    return CallFailed("setup" if setting else "rejected", text)
 
 
 def lost(error: BaseException) -> CallFailed:

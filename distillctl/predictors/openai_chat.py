@@ -24,8 +24,8 @@ from distillctl.predictors.http import (
     token_count,
     unusable,
 )
-from distillctl.predictors.strict_schema import takes_strict
 from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.recipe.provider_schema import openai_strict
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
 
@@ -171,10 +171,9 @@ def _parameters(model: str, temperature: float | None, seed: int | None,
     if seed is not None:
         parameters["seed"] = seed
     if json_schema is not None:
-        # OpenAI's strict mode refuses schemas that were not written for it
-        strict = {"strict": True} if takes_strict(json_schema) else {}
-        parameters["response_format"] = {
-            "type": "json_schema", "json_schema": {"name": "answer", "schema": dict(json_schema), **strict}}
+        strict, problems = openai_strict(json_schema)
+        sent = {"schema": dict(json_schema)} if problems else {"schema": strict, "strict": True}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", **sent}}
     if labels:
         parameters |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
     return parameters

@@ -28,6 +28,7 @@ from distillctl.recipe.models import (
 )
 from distillctl.recipe.paths import existing_file
 from distillctl.recipe.problems import nearest
+from distillctl.recipe.provider_schema import anthropic_problems
 from distillctl.recipe.yaml12 import MAX_BYTES, Document, FieldPath, dotted
 from distillctl.task import Task, build_task
 from distillctl.types import JSON
@@ -182,6 +183,10 @@ class Checks:
         if getattr(teacher, "structured_output", False) and self.task and self.task.kind != "structured":
             self._add(("teacher", "structured_output"), f"has no meaning for a {self.task.kind} task, which "
                       "has no JSON Schema", "delete it, or make the task `kind: structured`")
+        if isinstance(teacher, AnthropicTeacher) and teacher.structured_output and isinstance(
+                self.task, StructuredSpec) and (wrong := anthropic_problems(self.task.json_schema)):
+            self._add(("teacher", "structured_output"), "Anthropic does not take the task's JSON Schema: "
+                      + "; ".join(wrong[:5]), "mend the schema, or set it to false")
         url = getattr(teacher, "base_url", None)
         if url is not None and (wrong := base_url_problem(url)):
             self._add(("teacher", "base_url"), *wrong)

@@ -52,6 +52,9 @@ class _LiveTeacher(Strict):
     """Share of prompts that may stay unanswered; more stops the run."""
     price: Price | None = None
     """What its tokens cost, where the price table is wrong or has nothing."""
+    structured_output: bool = False
+    """Ask the provider to keep its answers to the task's JSON Schema, for a `structured` task. `check` says
+    where OpenAI's strict mode would not take the schema; it is then sent as a wish only."""
     stability: Stability | None = None
     """Measure first whether the teacher agrees with itself; null: do not."""
 
@@ -65,9 +68,6 @@ class OpenAITeacher(_LiveTeacher):
     """None: OpenAI. Plain http only to this machine."""
     api_key_env: Annotated[str, Field(pattern=ENV_NAME)] | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for a server without one."""
-    structured_output: bool = False
-    """Ask the server to keep its answers to the task's JSON Schema, for a `structured` task: strictly where
-    the schema is one that OpenAI's strict mode takes."""
 
 
 class AnthropicTeacher(_LiveTeacher):

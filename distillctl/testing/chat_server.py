@@ -33,7 +33,9 @@ _OPENAI_PARAMETERS = {
     "model", "messages", "temperature", "top_p", "n", "max_tokens", "max_completion_tokens", "seed", "stop",
     "response_format", "logprobs", "top_logprobs", "user", "stream"}
 _ANTHROPIC_PARAMETERS = {
-    "model", "messages", "system", "max_tokens", "stop_sequences", "metadata", "stream"}
+    "model", "messages", "system", "max_tokens", "stop_sequences", "metadata", "stream", "output_config"}
+_OPEN_KEYWORDS = {"minLength", "maxLength", "uniqueItems", "allOf", "oneOf", "not", "default", "$schema"}
+_BOUNDS = {"minLength", "maxLength", "minimum", "maximum", "multipleOf", "maxItems", "pattern", "$schema"}
 _ANTHROPIC_VERSIONS = ("2023-06-01", "2026-10-21")
 _ANTHROPIC_SAMPLING = {"temperature", "top_p", "top_k"}  # gone in the newer version
 
@@ -55,14 +57,15 @@ class Asked:
 class Reply:
     """What the provider does with one request.
 
-    status other than 200: an error whose body holds `code` and `message`. delay: seconds before the reply.
-    content: replaces the message's content as it is (a list of parts, None). usage, body: replace that
-    part of the reply, or all of it. finish: OpenAI's finish_reason or Anthropic's stop_reason.
+    status other than 200: an error whose body holds `code`, `param` and `message`. delay: seconds before
+    the reply. content: replaces the message's content as it is (a list of parts, None). usage, body:
+    replace that part of the reply, or all of it. finish: OpenAI's finish_reason or Anthropic's stop_reason.
     """
 
     text: str = "ok"
     status: int = 200
     code: str | None = None
+    param: str | None = None
     message: str = "scripted"
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -207,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
                            "Use 'max_completion_tokens' instead.", "unsupported_parameter", "max_tokens")
         self._check_numbers(body, anthropic)
         self._check_messages(body.get("messages"), anthropic)
+        self._check_schema(body, anthropic)
         return body
 
     def _check_key(self, anthropic: bool) -> None:
@@ -232,6 +236,26 @@ class _Handler(BaseHTTPRequestHandler):
         if "top_logprobs" in body and not (body.get("logprobs") and 0 <= body["top_logprobs"] <= 20):
             raise _Refusal(400, "invalid_request_error", "top_logprobs needs logprobs, and is at most 20")
 
+    def _check_schema(self, body: Mapping[str, JSON], anthropic: bool) -> None:
+        """That structured output is asked for as the originals take it."""
+        wanted = (body.get("output_config" if anthropic else "response_format") or {})
+        wanted = wanted.get("format", {}) if anthropic else wanted.get("json_schema", {})
+        if not anthropic and not wanted.get("strict"):
+            return
+        refused = _BOUNDS if anthropic else _OPEN_KEYWORDS
+        for part in _schemas(wanted.get("schema", {})):
+            why = None
+            if bad := sorted(refused & set(part)):
+                why = f"'{bad[0]}' is not permitted"
+            elif part.get("type") == "object" and part.get("additionalProperties") is not False:
+                why = "'additionalProperties' is required to be supplied and to be false"
+            elif not anthropic and set(part.get("required", [])) != set(part.get("properties", {})):
+                why = "'required' is required to be an array including every key in properties"
+            if why:
+                place = "output_config.format.schema" if anthropic else "response_format 'answer'"
+                raise _Refusal(400, "invalid_request_error", f"Invalid schema for {place}: {why}",
+                               param=None if anthropic else "response_format")
+
     def _check_messages(self, messages: JSON, anthropic: bool) -> None:
         roles = {"user", "assistant"} if anthropic else {"system", "developer", "user", "assistant"}
         if not isinstance(messages, list) or not messages:
@@ -252,8 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._drop()
             return
         if reply.status != 200:
-            self._send_error(reply.status, reply.message, reply.code, reply.code or "scripted_error", None,
-                             anthropic, reply.headers)
+            self._send_error(reply.status, reply.message, reply.code, reply.code or "scripted_error",
+                             reply.param, anthropic, reply.headers)
             return
         if reply.body is not ...:
             body = reply.body
@@ -328,6 +352,13 @@ def _anthropic_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
     return {"id": "msg_1", "type": "message", "role": "assistant", "model": asked["model"],
             "content": content, "stop_reason": reply.finish or "end_turn", "stop_sequence": None,
             "usage": usage if reply.usage is ... else reply.usage}
+
+
+def _schemas(schema: JSON) -> list[Mapping[str, JSON]]:
+    """A JSON Schema and those in it."""
+    inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", ()),
+             *schema.get("$defs", {}).values(), *([schema["items"]] if "items" in schema else ())]
+    return [schema, *(one for part in inner for one in _schemas(part))]
 
 
 def _plain(content: JSON) -> str:
