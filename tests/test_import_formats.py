@@ -87,6 +87,34 @@ def test_a_litellm_row(row: dict) -> None:
     assert (call.tokens_in, call.tokens_out, call.latency_s, call.cost_usd) == (12, 1, 1.5, 0.002)
 
 
+def test_a_langsmith_run_in_anthropics_format_keeps_its_system_text() -> None:
+    call = tracing.langsmith({
+        "run_type": "llm", "inputs": {"system": "Route.", "messages": [ASKED[1]], "model": "claude"},
+        "outputs": {"role": "assistant", "content": [{"type": "text", "text": "code"}], "model": "claude-1",
+                    "stop_reason": "max_tokens", "usage": {"input_tokens": 12, "output_tokens": 1}},
+        "start_time": 1_780_000_000_000, "end_time": 1_780_000_001_500})
+    assert (call.messages, call.output, call.finish, call.model) == (ASKED, "code", "length", "claude-1")
+    assert (call.tokens_in, call.tokens_out, call.latency_s) == (12, 1, 1.5)
+
+
+@pytest.mark.parametrize("outputs", [
+    {"messages": [{"role": "assistant", "content": "code"}]},
+    {"message": {"type": "ai", "data": {"content": "code"}}},
+    {"output": {"role": "assistant", "content": "code"}}])
+def test_answers_in_langsmiths_other_shapes(outputs: dict) -> None:
+    assert tracing.langsmith({"inputs": {"messages": [
+        {"type": "human", "data": {"content": "Where?"}}]}, "outputs": outputs}).output == "code"
+
+
+@pytest.mark.parametrize(("row", "reason"), [
+    ({"messages": [{"role": "user", "content": "redacted-by-litellm"}], "response": "code"}, "redacted"),
+    ({"messages": "{}", "proxy_server_request": "{}", "response": "{}"}, "store_prompts_in_spend_logs"),
+    ({"messages": ASKED, "response": {"object": "response", "output": []}}, "Responses API")])
+def test_litellm_rows_without_their_texts_say_why(row: dict, reason: str) -> None:
+    with pytest.raises(NotUsable, match=reason):
+        tracing.litellm(row)
+
+
 def test_what_a_cache_answered_has_no_latency_and_no_cost() -> None:
     call = tracing.litellm({"messages": ASKED, "response": "code", "cache_hit": "True", "spend": 0.1,
                             "startTime": 100.0, "endTime": 100.01})

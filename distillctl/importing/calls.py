@@ -20,6 +20,9 @@ from distillctl.types import JSON, Message
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user",
           "assistant": "assistant", "ai": "assistant"}
 _CUT = {"length": "length", "max_tokens": "length", "content_filter": "refusal", "refusal": "refusal"}
+_LISTS = ("data", "items", "runs", "observations")  # OpenAI, Langfuse; LangSmith; its SDK; a Langfuse trace
+_NOTHING = (None, "", [], {})
+_MILLISECONDS = 1e11  # Unix seconds of the year 5138
 
 
 class NotUsable(Exception):
@@ -41,31 +44,26 @@ class Call:
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """Rows of JSONL or CSV by line, or of one JSON array (also as {"data": [...]}) by its number."""
-    if path.suffix.lower() == ".json":
-        with path.open("rb") as file:
-            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if start.startswith(b"[") or start.split(b"\n", 1)[0].strip() in (b"{",) or b'"data"' in start[:40]:
-            yield from _array(path)
-            return
-    yield from read_rows(path)
+    """Rows of JSONL, CSV or Parquet by line, or of one JSON document by their number: an array, or an object
+    that holds one, as APIs answer."""
+    if path.suffix.lower() == ".json" and (document := _document(path)) is not None:
+        for number, row in enumerate(document, 1):
+            wrong = Problem("is not a JSON object", f"{path}:{number}")
+            yield number, row if isinstance(row, dict) else wrong
+    else:
+        yield from read_rows(path)
 
 
-def _array(path: Path) -> Iterator[Row]:
+def _document(path: Path) -> list[JSON] | None:
+    """The rows of a file that is one JSON document; None where it is none, as JSON Lines are not."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        yield 0, Problem(f"is not JSON: {error}"[:200], str(path))
-        return
-    rows = found.get("data") if isinstance(found, dict) else found
-    if not isinstance(rows, list):
-        yield 0, Problem("is neither a JSON array nor {\"data\": [...]}", str(path))
-        return
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            yield number, Problem("is not a JSON object", f"{path}:{number}")
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever reads the rows says why
+    if isinstance(found, list):
+        return found
+    held = (found.get(name) for name in _LISTS) if isinstance(found, dict) else ()
+    return next((rows for rows in held if isinstance(rows, list)), [found])
 
 
 def loosened(value: JSON) -> JSON:
@@ -91,7 +89,7 @@ def at(value: JSON, *path: str | int) -> JSON:
 
 def first(row: JSON, *paths: Sequence[str | int]) -> JSON:
     """The first of several places that holds something."""
-    return next((found for path in paths if (found := at(row, *path)) not in (None, "", [], {})), None)
+    return next((found for path in paths if loosened(found := at(row, *path)) not in _NOTHING), None)
 
 
 def messages_of(value: JSON) -> list[Message]:
@@ -115,7 +113,8 @@ def _message(value: JSON) -> Message:
         role = kind.removesuffix("Chunk").removesuffix("Message").lower()
         content = at(value, "kwargs", "content")
     else:
-        role, content = first(value, ["role"], ["type"]), at(value, "content")
+        role = first(value, ["role"], ["type"])
+        content = first(value, ["content"], ["data", "content"], ["content_parts"])
     if _ROLES.get(str(role)) is None:
         raise NotUsable(f"has a turn of the role {str(role)[:40]!r}, which a prompt cannot hold")
     return {"role": _ROLES[str(role)], "content": text_of(content)}
@@ -139,10 +138,13 @@ def answer_of(value: JSON) -> tuple[str, str]:
     found = loosened(value)
     if isinstance(found, list) and found:
         found = found[0]
-    choice = first(found, ["choices", 0], ["generations", 0, 0], ["generations", 0])
-    reason = first(choice, ["finish_reason"], ["generation_info", "finish_reason"])
+    if at(found, "object") == "response":
+        raise NotUsable("is of the Responses API, whose items are not read; chat completions are")
+    choice = first(found, ["choices", 0], ["generations", 0, 0], ["generations", 0], ["messages", -1])
+    reason = first(choice or found, ["finish_reason"], ["generation_info", "finish_reason"], ["stop_reason"],
+                   ["response_metadata", "finish_reason"])
     found = found if choice is None else choice
-    for path in (["message", "kwargs"], ["message"], ["output"], ["kwargs"]):
+    for path in (["message", "kwargs"], ["message"], ["output"], ["kwargs"], ["data"]):
         if isinstance(at(found, *path), Mapping):
             found = at(found, *path)
     if first(found, ["tool_calls"], ["additional_kwargs", "tool_calls"]):
@@ -185,13 +187,27 @@ def amount(row: JSON, *paths: Sequence[str | int]) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
+def tokens(row: JSON, *paths: Sequence[str | int], of: str) -> int | None:
+    """All tokens of one side from the first usage table that counts it: `of` is "input" or "output", and a
+    key such as `input_cached_tokens` is a part of its own, not one that `input` holds."""
+    for path in paths:
+        table = at(row, *path)
+        table = loosened(table) if table is not None else None
+        if isinstance(table, Mapping):
+            counted = [int(n) for key in table if of in str(key).lower()
+                       and (n := amount(table, [key])) is not None]
+            if sum(counted):
+                return sum(counted)
+    return None
+
+
 def dollars(row: JSON, *paths: Sequence[str | int]) -> float | None:
     """A cost above 0: logs write 0 where a model has no price."""
     return amount(row, *paths) or None
 
 
 def seconds(row: JSON, start: Sequence[str], end: Sequence[str]) -> float | None:
-    """The time between two moments, ISO texts or Unix seconds; None unless it is above 0."""
+    """The time between two moments, ISO texts or Unix seconds or milliseconds; None unless it is above 0."""
     moments = [_moment(next((row[name] for name in names if row.get(name)), None)) for names in (start, end)]
     if None in moments:
         return None
@@ -200,7 +216,7 @@ def seconds(row: JSON, start: Sequence[str], end: Sequence[str]) -> float | None
 
 def _moment(value: JSON) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return value / 1000 if value > _MILLISECONDS else float(value)
     try:
         found = datetime.fromisoformat(str(value))
     except ValueError:
