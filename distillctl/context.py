@@ -29,6 +29,9 @@ from distillctl.types import JSON, Example, Prediction, Split
 LearnerRole = str
 """Who is trained: "student", "baseline", or a variant of the student (`variants.py`)."""
 _NOT_IDENTITY = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "max_failures"}
+# fields that came later, by provider: where they say nothing, a run keeps the name that it had before them
+_LATER: dict[str, dict[str, JSON]] = {"openai": {"collection": None},
+                                      "anthropic": {"collection": None, "structured_output": False}}
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,10 @@ class Context:
 
     def teacher_parts(self) -> dict[str, JSON]:
         teacher = self.recipe.teacher
-        parts: dict[str, JSON] = {"teacher": teacher.model_dump(mode="json", exclude=_NOT_IDENTITY)}
+        spec = teacher.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        parts: dict[str, JSON] = {"teacher": {
+            name: value for name, value in spec.items()
+            if name not in _LATER.get(teacher.provider, {}) or value != _LATER[teacher.provider][name]}}
         if isinstance(teacher, RecordedTeacher):
             parts["recording"] = self._digest(teacher.outputs)
         return parts

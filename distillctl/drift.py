@@ -187,7 +187,7 @@ def drift_text(found: Drift) -> str:
                      "four times in five; a smaller one needs more items (--items)")
     lines.append(
         f"The student's labels are stale: it learnt answers that the teacher would not give now "
-        f"({percent(changed.share.value)} of the sample). Collect again and train again."
+        f"({percent(changed.share.value)} of the sample)."
         if found.drifted else "The student's labels are as good as when they were collected, as far as this "
         "sample tells.")
     return "\n".join(lines)

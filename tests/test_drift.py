@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +232,24 @@ def test_a_live_teacher_is_really_asked_again_every_time(live: tuple[Path, ChatS
     assert moved.exit_code == 1
     assert [(m["before"], m["now"]) for m in json.loads(moved.stdout)["moves"]] == [("no", "yes")]
     assert len(server.asked) == first + 120
+
+
+def test_what_to_do_after_drift_collects_anew_and_keeps_the_old_run(
+        live: tuple[Path, ChatServer, Teacher]) -> None:
+    folder, server, teacher = live
+    collected()
+    first = len(server.asked)
+    old = {path: path.read_bytes() for path in folder.glob("runs/live/*/predictions/teacher.*.jsonl")}
+    teacher.moved = True
+    said = call("drift", "live.yaml", "--items", "60", "--yes").stdout
+    todo = shlex.split(said.split(": distillctl ")[-1])
+    assert call(*todo, "--until", "teacher", "--yes").exit_code == 0
+    assert len(server.asked) == 2 * first + 60
+    assert all(path.read_bytes() == before for path, before in old.items())
+    assert len(list((folder / "runs/live").iterdir())) == 2
+    assert call(*todo, "--until", "teacher", "--yes").exit_code == 0
+    assert len(server.asked) == 2 * first + 60, "a collection is asked once"
+    assert call("drift", "live.yaml", *todo[2:], "--items", "60", "--yes").exit_code == 0
 
 
 def test_what_a_check_spends_is_counted(live: tuple[Path, ChatServer, Teacher]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -97,8 +98,18 @@ def drift(recipe: Path, backend: str | None, overrides: tuple[str, ...], items: 
         say(drift_text(found))
         if spent:
             say(f"spent {spent_text(spent)}")
+        if found.drifted:
+            say("next, a new student beside the old one: "
+                f"distillctl run {recipe} --set {_collected_anew(outputs)}")
     if found.drifted:
         sys.exit(1)
+
+
+def _collected_anew(outputs: Path | None) -> str:
+    """The setting with which a run takes the teacher's new answers."""
+    if outputs is not None:
+        return f"teacher.outputs={outputs.resolve()}"
+    return f"teacher.collection={datetime.now(UTC):%Y-%m-%d}"
 
 
 @click.command()

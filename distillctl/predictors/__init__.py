@@ -30,20 +30,26 @@ def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], P
 
         return RecordedPredictor(resolve(spec.outputs), spec.model)
     _require(spec.provider)
-    key = _key(spec)
+    predictor = _live(spec, _key(spec), json_schema if spec.structured_output else None)
+    if spec.collection is not None:  # answers are kept by identity
+        predictor.identity = {**predictor.identity, "collection": spec.collection}
+    return predictor
+
+
+def _live(spec: LiveTeacher, key: Secret | None, json_schema: Mapping[str, Any] | None) -> Predictor:
     if isinstance(spec, AnthropicTeacher):
         from distillctl.predictors.anthropic_chat import AnthropicPredictor
 
         return AnthropicPredictor(
             spec.model, api_key=key, base_url=spec.base_url, temperature=spec.temperature,
             max_tokens=spec.max_tokens, timeout=spec.timeout, price=teacher_price(spec),
-            json_schema=json_schema if spec.structured_output else None)
+            json_schema=json_schema)
     from distillctl.predictors.openai_chat import OpenAIPredictor
 
     return OpenAIPredictor(
         spec.model, base_url=spec.base_url, api_key=key, temperature=spec.temperature,
         max_tokens=spec.max_tokens, seed=spec.seed, timeout=spec.timeout, price=teacher_price(spec),
-        json_schema=json_schema if spec.structured_output else None)
+        json_schema=json_schema)
 
 
 def structured_output_warnings(spec: LiveTeacher | RecordedTeacher,

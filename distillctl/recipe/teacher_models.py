@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distillctl.recipe.strict import ENV_NAME, PositiveFloat, PositiveInt, Share, Strict
+from distillctl.recipe.strict import ENV_NAME, NAME, PositiveFloat, PositiveInt, Share, Strict
 
 
 class Stability(Strict):
@@ -52,6 +52,9 @@ class _LiveTeacher(Strict):
     """Share of prompts that may stay unanswered; more stops the run."""
     price: Price | None = None
     """What its tokens cost, where the price table is wrong or has nothing."""
+    collection: Annotated[str, Field(pattern=NAME)] | None = None
+    """Name of this collection of answers, such as 2026-11. Another name asks everything again and makes a
+    run of its own, beside the old one: what to do once `drift` finds the teacher changed."""
     structured_output: bool = False
     """Ask the provider to keep its answers to the task's JSON Schema, for a `structured` task. `check` says
     where OpenAI's strict mode would not take the schema; it is then sent as a wish only."""
