@@ -46,6 +46,26 @@ def test_the_cascade_is_told_beside_the_verdict(shown):
 
 
 @FORMS
+def test_where_no_threshold_could_be_chosen_it_says_why(shown):
+    none = made.not_ready().model_copy(update={"no_cascade": "No threshold can be chosen on 40 dev items."})
+    assert "Alone: not ready. No threshold can be chosen on 40 dev items." in flat(shown(none))
+
+
+@pytest.mark.parametrize("shown", [on_page, in_markdown])
+def test_a_threshold_says_what_dev_showed_of_it(shown):
+    text = flat(shown(made.decided(made.viable())))
+    assert re.search(r"0.9, chosen on 250 dev items, not on these: there the whole is at most \d.\d points "
+                     r"below the teacher \(95 % confidence\)", text)
+
+
+def test_the_page_shows_the_walk_and_what_other_thresholds_would_give():
+    text = flat(on_page(made.decided(made.viable())))
+    walk = text[text.index("How the threshold was chosen"):text.index("The curve in numbers")]
+    assert len(re.findall(r"0\.\d{3} \d+\.\d %", walk)) == 12
+    assert "teacher alone 0.0 %" in text
+
+
+@FORMS
 def test_slices_are_a_table_in_which_the_weak_one_stands_out(shown):
     metrics = made.decided(made.viable())
     assert [one.behind for one in metrics.slices] == [False, True, None]

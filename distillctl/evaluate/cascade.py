@@ -1,7 +1,7 @@
 """The cascade: the student answers where it is sure, the teacher elsewhere.
 
-The threshold is chosen on dev and measured on test. So the items whose accuracy is bounded had no part in
-choosing them, and the bound (Clopper and Pearson 1934) needs no correction for the choice.
+The threshold is chosen on dev (`threshold.py`) and measured on test. So the items whose accuracy is bounded
+had no part in choosing them, and the bound (Clopper and Pearson 1934) needs no correction for the choice.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from distillctl.evaluate import intervals, stats
-from distillctl.evaluate.results import Cascade, CascadePoint, Count
-from distillctl.evaluate.wording import gap, gap_range, percent, plural
-from distillctl.recipe.models import CascadeSpec
+from distillctl.evaluate.results import Cascade, CascadePoint, CascadeStep, Count, Interval
+from distillctl.evaluate.wording import gap, gap_range, percent, plural, points
 
-MIN_DEV = 30  # dev items with probabilities; with fewer a threshold is a guess
 MIN_SHARE = 0.2  # answered by the student, from which a second model is worth running
 MOST_POINTS = 101
 
@@ -58,38 +56,9 @@ def _added(student: float | None, teacher: float | None, deferred: float) -> flo
     return None if student is None or teacher is None else student + deferred * teacher
 
 
-def choose(dev: Sequence[Sure], max_drop: float) -> float | None:
-    """The threshold with which the student answers the largest share of dev while the whole's accuracy there
-    is not below the teacher's by more than `max_drop`.
-
-    A point estimate on dev: what it costs is for test to say. 0 where the student may answer everything;
-    None where no threshold will do, or where fewer than 30 dev items have a probability. Of the thresholds
-    that part dev alike, the one with the fewest digits.
-    """
-    known = sorted((one for one in dev if one.confidence is not None), key=lambda one: -one.confidence)
-    if len(known) < MIN_DEV:
-        return None
-    lost, best = 0, None
-    for i, one in enumerate(known):
-        lost += one.teacher - one.student
-        below = known[i + 1].confidence if i + 1 < len(known) else None
-        if one.confidence != below and lost <= max_drop * len(dev) + 1e-9:
-            best = 0.0 if below is None else _between(below, one.confidence)
-    return best
-
-
-def _between(low: float, high: float) -> float:
-    """A number with few digits in (low, high]."""
-    for digits in range(1, 16):
-        rounded = math.floor(high * 10 ** digits) / 10 ** digits
-        if low < rounded <= high:
-            return rounded
-    return high
-
-
-def measure(test: Sequence[Sure], threshold: float, spec: CascadeSpec | None, max_drop: float,
-            upkeep: Upkeep = Upkeep(), groups: Sequence[Hashable] | None = None) -> Cascade:
-    """What `threshold` does on test. spec: the recipe's, where it fixed the threshold."""
+def measure(test: Sequence[Sure], threshold: float, max_drop: float, upkeep: Upkeep = Upkeep(),
+            groups: Sequence[Hashable] | None = None) -> Cascade:
+    """What `threshold`, as the recipe fixes it, does on test."""
     right = [one.right(threshold) for one in test]
     at = [i for i, one in enumerate(test) if one.answered(threshold)]
     answered = intervals.count([one.answered(threshold) for one in test], groups)
@@ -104,11 +73,25 @@ def measure(test: Sequence[Sure], threshold: float, spec: CascadeSpec | None, ma
     worth = not dearer and answered.share.value >= MIN_SHARE and drop.value <= max_drop
     accuracy = intervals.count(right, groups)
     return Cascade(
-        threshold=threshold, chosen_on="recipe" if spec else "dev", answered=answered, accuracy=accuracy,
+        threshold=threshold, chosen_on="recipe", answered=answered, accuracy=accuracy,
         drop=drop, alone=alone, alone_at_least=at_least, usd_per_1000=usd, latency_s=seconds, worth_it=worth,
         sentence=_sentence(threshold, answered, accuracy, alone, at_least)
-        + f", {gap(drop.value)} the teacher (95 % interval {gap_range(drop)}).",
-        curve=curve(test))
+        + f", {gap(drop.value)} the teacher (95 % interval {gap_range(drop)}): {_so(drop, max_drop)}.",
+        curve=curve(test, upkeep))
+
+
+def chosen(measured: Cascade, level: float, dev_n: int, steps: Sequence[CascadeStep]) -> Cascade:
+    """`measured`, whose threshold was chosen on dev in these steps."""
+    return measured.model_copy(update={"chosen_on": "dev", "level": level, "dev_n": dev_n,
+                                       "steps": list(steps)})
+
+
+def _so(drop: Interval, max_drop: float) -> str:
+    """Whether test shows that the whole keeps within `max_drop`."""
+    most = f"the {points(max_drop)} that may be lost"
+    if drop.value > max_drop:
+        return f"more than {most}"
+    return f"within {most}" if drop.high <= max_drop else f"within {most}, not settled"
 
 
 def bound(flags: Sequence[bool], groups: Sequence[Hashable] | None = None) -> float:
@@ -118,15 +101,22 @@ def bound(flags: Sequence[bool], groups: Sequence[Hashable] | None = None) -> fl
     return stats.clopper_pearson(sum(flags) / effect, len(flags) / effect)[0]
 
 
-def curve(test: Sequence[Sure]) -> list[CascadePoint]:
-    """Share and accuracy at every threshold that test can tell apart, thinned out evenly where many."""
+def curve(test: Sequence[Sure], upkeep: Upkeep = Upkeep()) -> list[CascadePoint]:
+    """What every threshold that test can tell apart would give, thinned out evenly where many."""
     known = sorted({one.confidence for one in test if one.confidence is not None}, reverse=True)
     step = max(1, math.ceil(len(known) / (MOST_POINTS - 1)))
     thresholds = dict.fromkeys([None, *known[step - 1::step], *known[-1:]])
-    return [CascadePoint(
-        threshold=at, share=sum(one.answered(at) for one in test) / len(test) if at is not None else 0.0,
-        accuracy=sum(one.teacher if at is None else one.right(at) for one in test) / len(test))
-        for at in thresholds]
+    return [_point(test, at, upkeep) for at in thresholds]
+
+
+def _point(test: Sequence[Sure], at: float | None, upkeep: Upkeep) -> CascadePoint:
+    if at is None:  # nobody asks the student
+        return CascadePoint(threshold=None, share=0.0, accuracy=sum(one.teacher for one in test) / len(test),
+                            usd_per_1000=upkeep.teacher_usd, latency_s=upkeep.teacher_s)
+    share = sum(one.answered(at) for one in test) / len(test)
+    usd, seconds = upkeep.whole(1 - share)
+    return CascadePoint(threshold=at, share=share, accuracy=sum(one.right(at) for one in test) / len(test),
+                        usd_per_1000=usd, latency_s=seconds)
 
 
 def _sentence(threshold: float, answered: Count, accuracy: Count, alone: Count | None,

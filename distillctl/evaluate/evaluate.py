@@ -20,6 +20,7 @@ from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.errors import against_teacher, label_suspects
 from distillctl.evaluate.latency import MIN_FOR_MEDIAN, MIN_FOR_P95, latency, speedup
 from distillctl.evaluate.results import Calibration, Cascade, Cost, Evaluation, Metrics, Role, Throughput
+from distillctl.evaluate.threshold import Walk
 from distillctl.evaluate.verdict import decide
 from distillctl.evaluate.wording import plural
 from distillctl.prices import PricePoint
@@ -122,14 +123,14 @@ def evaluate(given: EvaluationInput) -> Metrics:
                                     scored[one.name].right, groups) for one in rest]
     apart = [t - s for t, s in zip(scored[teacher.name].right, scored[student.name].right, strict=True)]
     effect = stats.design_effect(apart, groups) if groups else 1.0
-    whole = _cascade(given, teacher, student, by_name, (test, dev), groups)
+    whole, no_cascade = _cascade(given, teacher, student, by_name, (test, dev), groups)
     parts = slicing.slices(given.test, given.slices, scored[teacher.name].right, scored[student.name].right,
                            given.verdict.max_drop, groups)
     fine = comparisons[0].drop.value <= given.verdict.max_drop  # else the whole says enough
     behind = slicing.warnings(parts, given.verdict.max_drop) if fine else []
     return Metrics(
         task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test), evaluations=evaluations,
-        comparisons=comparisons, contrasts=contrasts, cascade=whole, slices=parts,
+        comparisons=comparisons, contrasts=contrasts, cascade=whole, no_cascade=no_cascade, slices=parts,
         economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
         label_suspects=label_suspects(comparisons[0]) if gold else [],
         verdict=decide(given.verdict, gold=gold, evaluations=evaluations, comparisons=comparisons,
@@ -138,26 +139,33 @@ def evaluate(given: EvaluationInput) -> Metrics:
 
 
 def _cascade(given: EvaluationInput, teacher: Entrant, student: Entrant, by_name: Mapping[str, Evaluation],
-             splits: tuple[_Split, _Split], groups: Sequence[Hashable] | None) -> Cascade | None:
-    """The cascade of teacher and student; None where no threshold can be had."""
+             splits: tuple[_Split, _Split], groups: Sequence[Hashable] | None,
+             ) -> tuple[Cascade | None, str | None]:
+    """The cascade of teacher and student; without one, why no threshold could be chosen. Neither where the
+    student states no probabilities."""
     found = by_name[student.name].calibration
     if found is None:
-        return None
+        return None, None
     test, dev = (_sure(given.task, split, teacher_said, student_said, found.temperature)
                  for split, teacher_said, student_said in (
                      (splits[0], teacher.predictions, student.predictions),
                      (splits[1], teacher.dev_predictions or (), student.dev_predictions or ())))
-    fixed = given.cascade
-    threshold = fixed.threshold if fixed else cascading.choose(dev, given.verdict.max_drop)
+    spec, max_drop = given.cascade or CascadeSpec(), given.verdict.max_drop
+    walk = Walk.over(dev, [given.groups[e.id] for e in given.dev] if given.groups else None)
+    fixed = spec.threshold is not None
+    threshold = spec.threshold if fixed else walk.threshold(max_drop, spec.level)
     if threshold is None:
-        return None
+        return None, walk.why_none(max_drop, spec.level)
     deferred = [one.answer for one, sure in zip(splits[0].line_up(teacher.predictions), test, strict=True)
                 if one and not sure.answered(threshold)]
     own = by_name[student.name].cost
     asked = _cost(given, teacher, deferred) or by_name[teacher.name].cost
     upkeep = cascading.Upkeep(own and own.usd_per_1000, asked and asked.usd_per_1000,
                               _mean(student.timed()[0]), _mean(teacher.timed()[0]))
-    return cascading.measure(test, threshold, fixed, given.verdict.max_drop, upkeep, groups)
+    measured = cascading.measure(test, threshold, max_drop, upkeep, groups)
+    if fixed:
+        return measured, None
+    return cascading.chosen(measured, spec.level, len(dev), walk.steps(max_drop, spec.level)), None
 
 
 def _sure(task: Task, split: _Split, teacher: Sequence[Prediction], student: Sequence[Prediction],

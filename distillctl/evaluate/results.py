@@ -222,17 +222,32 @@ class Verdict(Result):
 
 
 class CascadePoint(Result):
-    """What one threshold would give on the test split; shown, never chosen by."""
+    """What one threshold would give on the test split; shown, never chosen by. Costs and seconds take the
+    chosen threshold's for a deferred request; None: unknown."""
 
     threshold: float | None  # None: the student answers nothing
     share: float  # answered by the student
     accuracy: float  # of the whole
+    usd_per_1000: float | None = None
+    latency_s: float | None = None
+
+
+class CascadeStep(Result):
+    """One threshold on the dev split, where it is chosen. drop: of the whole against the teacher; at_most:
+    its upper bound, one-sided at the cascade's level."""
+
+    threshold: float
+    share: float  # answered by the student
+    drop: float
+    at_most: float
 
 
 class Cascade(Result):
     """The student answers where the probability of its answer reaches the threshold, the teacher elsewhere.
 
-    Measured on test with a threshold from dev, or from the recipe. alone: the student on the items that it
+    Measured on test with a threshold from dev, or from the recipe. level, dev_n, steps: how it was chosen on
+    dev, the strictest threshold first and the first that was refused last; None and empty where the recipe
+    fixed it. alone: the student on the items that it
     answers; alone_at_least: the Clopper-Pearson lower bound of that, one-sided at 97.5 %; both None where it
     answers nothing. usd_per_1000 and latency_s (mean of a request; a deferred one waits for both) are None
     where that of student or teacher is unknown. worth_it: on test the whole keeps within `verdict.max_drop`,
@@ -251,6 +266,9 @@ class Cascade(Result):
     worth_it: bool
     sentence: str
     curve: list[CascadePoint]  # strictest first
+    level: float | None = None
+    dev_n: int | None = None
+    steps: list[CascadeStep] = []
 
 
 class Slice(Result):
@@ -328,6 +346,7 @@ class Metrics(Result):
     comparisons: list[Comparison]  # each entrant against the teacher, the student first
     contrasts: list[Contrast] = []  # the student against the base model and the baseline
     cascade: Cascade | None = None
+    no_cascade: str | None = None  # why no threshold could be chosen though the student states probabilities
     slices: list[Slice] = []
     economics: Economics | None = None
     label_suspects: list[str] = []  # ids in the ledger: a sure student and its teacher agree against gold

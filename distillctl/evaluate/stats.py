@@ -129,6 +129,28 @@ def tango_statistic(d: float, n10: float, n01: float, n: float) -> float:
     return float(_tango_statistic(np.float64(d), np.float64(n10), np.float64(n01), float(n)))
 
 
+def drop_within(n10: np.ndarray, n01: np.ndarray, n: float, margin: float, level: float,
+                ) -> np.ndarray:
+    """Whether (n10 - n01)/n shows, with this one-sided confidence, that the true difference is within
+    `margin`: Tango's score test, corrected for continuity by half an item.
+
+    Over all outcomes of 60 to 300 items and all shares of second-only pairs, the corrected test errs no more
+    often than 1 - level; uncorrected it does where few pairs are discordant.
+    """
+    return _tango_statistic(margin, _corrected(n10, n01, n), n01, n) <= -NormalDist().inv_cdf(level)
+
+
+def drop_at_most(n10: np.ndarray, n01: np.ndarray, n: float, level: float) -> np.ndarray:
+    """The upper bound, with this one-sided confidence, that belongs to `drop_within`."""
+    return tango_bounds(_corrected(n10, n01, n), n01, n, 2 * level - 1)[1]
+
+
+def _corrected(n10: np.ndarray, n01: np.ndarray, n: float) -> np.ndarray:
+    import numpy as np
+
+    return np.minimum(n10 + 0.5, n - n01)
+
+
 def mcnemar_exact(n10: int, n01: int) -> float:
     """Two-sided p of the exact McNemar test: binomial on the discordant pairs; 1 where there are none."""
     from scipy.special import bdtr

@@ -25,8 +25,17 @@ class LatencySpec(Strict):
 class CascadeSpec(Strict):
     """The student answers where it is sure, the teacher elsewhere."""
 
-    threshold: Share
-    """Least probability of its own answer with which the student answers."""
+    threshold: Share | None = None
+    """Least probability of its own answer with which the student answers; null: it is chosen on dev, as the
+    loosest with which the whole keeps within `verdict.max_drop` of the teacher."""
+    level: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
+    """One-sided confidence with which dev must show that."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CascadeSpec:
+        if self.threshold is not None and "level" in self.model_fields_set:
+            raise ValueError("level is for choosing a threshold on dev; delete it, or delete threshold")
+        return self
 
 
 class EvaluateSpec(Strict):
@@ -41,7 +50,7 @@ class EvaluateSpec(Strict):
     max_tokens: PositiveInt = 512
     """Longest free answer of a student, in tokens."""
     cascade: CascadeSpec | None = None
-    """null: the threshold is chosen on dev, as the loosest that keeps the whole within `verdict.max_drop`."""
+    """null: the threshold is chosen on dev, at the level that `cascade.level` has by default."""
     slices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=10)
     """Fields of the examples by whose values student and teacher are compared apart."""
 

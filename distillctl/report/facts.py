@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distillctl.evaluate.results import Comparison, Confusion, Economics, Evaluation, Interval, Metrics
+from distillctl.evaluate.results import (
+    Cascade,
+    Comparison,
+    Confusion,
+    Economics,
+    Evaluation,
+    Interval,
+    Metrics,
+)
 from distillctl.report import words
 
 
@@ -120,6 +128,30 @@ def cascade_pairs(metrics: Metrics) -> list[tuple[str, str]]:
          f"{words.points(found.drop.value)} {words.points_range(found.drop)}"),
         ("Cost of 1,000 requests", words.money(found.usd_per_1000)),
         ("Mean latency", words.seconds(found.latency_s))]
+
+
+MOST_ROWS = 12  # of the curve and of the steps, as numbers
+
+
+def cascade_curve(found: Cascade) -> tuple[list[str], list[list[str]]]:
+    """What other thresholds would have given on the test items."""
+    return ["Threshold", "Student answers", "Right as a whole", "1,000 requests", "Mean latency"], _thinned([[
+        "teacher alone" if one.threshold is None else f"{one.threshold:.3f}", words.percent(one.share),
+        words.percent(one.accuracy), words.money(one.usd_per_1000), words.seconds(one.latency_s)]
+        for one in found.curve])
+
+
+def cascade_steps(found: Cascade) -> tuple[list[str], list[list[str]]]:
+    """How the threshold was chosen on dev, to where the walk stopped."""
+    return ["Threshold", "Student answers", "Drop of the whole", "Shown to be at most"], _thinned([[
+        f"{one.threshold:.3f}", words.percent(one.share), words.points(one.drop), words.points(one.at_most)]
+        for one in found.steps])
+
+
+def _thinned(rows: list[list[str]]) -> list[list[str]]:
+    """The last two rows, and of those before them some, evenly."""
+    before = rows[:-2]
+    return [*before[::max(1, -(-len(before) // (MOST_ROWS - 2)))], *rows[-2:]]
 
 
 def _share(share: Interval) -> str:

@@ -73,6 +73,8 @@ def report_page(inputs: ReportInput) -> str:
         part_plot=plots.part_plot(entrants),
         calibration_plot=student.calibration and plots.calibration_plot(student.calibration),
         cascade_plot=_cascade_plot(metrics), cascade_pairs=facts.cascade_pairs(metrics),
+        cascade_curve=metrics.cascade and facts.cascade_curve(metrics.cascade),
+        cascade_steps=metrics.cascade and facts.cascade_steps(metrics.cascade),
         slice_table=facts.slice_table(metrics),
         volume_plot=metrics.economics and plots.volume_plot(metrics.economics),
         scenario_table=metrics.economics and facts.scenario_table(metrics.economics),

@@ -77,7 +77,8 @@ def _cascade(metrics: Metrics) -> str:
     if line is None:
         return ""
     pairs = [[name, value] for name, value in facts.cascade_pairs(metrics)]
-    return f"### For a part of the traffic\n\n{plain(line)}\n\n{_table(['', ''], pairs)}"
+    table = f"\n\n{_table(['', ''], pairs)}" if pairs else ""
+    return f"### For a part of the traffic\n\n{plain(line)}{table}"
 
 
 def _slices(metrics: Metrics) -> str:

@@ -147,18 +147,27 @@ def number(value: object) -> str:
 
 
 def cascade_line(metrics: Metrics) -> str | None:
-    """What the student is worth for a part of the traffic; None where no threshold was to be had."""
+    """What the student is worth for a part of the traffic; None where it states no probabilities."""
     found = metrics.cascade
-    if found is None:
+    if found is None and metrics.no_cascade is None:
         return None
-    settled = "" if metrics.verdict.settled else ", not settled"
+    alone = f"Alone: {metrics.verdict.word}{'' if metrics.verdict.settled else ', not settled'}."
+    if found is None:
+        return f"{alone} {metrics.no_cascade}"
     worth = "" if found.worth_it or not found.answered.k else " As measured, that is not worth it."
-    return f"Alone: {metrics.verdict.word}{settled}. {found.sentence}{worth}"
+    return f"{alone} {found.sentence}{worth}"
 
 
 def chosen_on(cascade: Cascade) -> str:
-    return {"dev": "chosen on the dev split, not on these items", "recipe": "fixed by the recipe"}[
-        cascade.chosen_on]
+    """Where a cascade's threshold comes from, and what was shown there."""
+    if cascade.chosen_on == "recipe":
+        return "fixed by the recipe"
+    if cascade.level is None:  # a run of an earlier version
+        return "chosen on the dev split, not on these items"
+    kept = [step for step in cascade.steps if step.threshold >= cascade.threshold]
+    return (f"chosen on {plural(cascade.dev_n, 'dev item')}, not on these: there the whole is at most "
+            f"{wording.points(kept[-1].at_most)} points below the teacher ({100 * cascade.level:g} % "
+            "confidence)")
 
 
 def paid_back(scenario: Scenario, training: float | None) -> str:

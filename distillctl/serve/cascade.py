@@ -86,7 +86,7 @@ def threshold_of(ctx: Context, given: float | None) -> float:
         return given
     if metrics.cascade is None:
         raise UsageError(Problem("the evaluation found no threshold that keeps within `verdict.max_drop`",
-                                 "--cascade", hint="give one: --cascade 0.9"))
+                                 "--cascade", value=metrics.no_cascade, hint="give one: --cascade 0.9"))
     return metrics.cascade.threshold
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
+from distillctl.evaluate.cascade import Sure
 from distillctl.evaluate.evaluate import Entrant, EvaluationInput, evaluate
 from distillctl.evaluate.results import Metrics
 from distillctl.recipe.models import ClassificationSpec, StructuredSpec, TextSpec, VerdictSpec
@@ -74,6 +75,11 @@ def answers(expected: Sequence[str], right: Sequence[bool], wrong: str = "") -> 
     """Right where it should be; else `wrong`, or the next label."""
     return [label if good else wrong or LABELS[(LABELS.index(label) + 1) % len(LABELS)]
             for label, good in zip(expected, right, strict=True)]
+
+
+def falling(n: int = 100, sure: float = 0.6) -> list[Sure]:
+    """The student is right where it is surer than 1 - sure, wrong below; the teacher is always right."""
+    return [Sure((i + 0.5) / n, i >= (1 - sure) * n, True) for i in range(n)]
 
 
 def judged(both: int, teacher_only: int = 0, student_only: int = 0, neither: int = 0, *,

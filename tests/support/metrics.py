@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 
-from distillctl.evaluate.cascade import Sure, Upkeep, measure
+from distillctl.evaluate.cascade import Sure, Upkeep, chosen, measure
 from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.results import (
     Calibration,
@@ -28,6 +28,7 @@ from distillctl.evaluate.results import (
     Verdict,
 )
 from distillctl.evaluate.slices import slices
+from distillctl.evaluate.threshold import Walk
 from distillctl.recipe.models import EconomicsSpec
 from distillctl.types import Example
 
@@ -191,7 +192,9 @@ def decided(metrics: Metrics, *, known: bool = True) -> Metrics:
     label errors, as the evaluator makes them."""
     draw = random.Random(9)
     sure = [Sure(s, draw.random() < s, draw.random() < .98) for s in (draw.random() for _ in range(250))]
-    whole = measure(sure, 0.9, None, 0.05, Upkeep(.0021, .94, .041, .82) if known else Upkeep())
+    walk = Walk.over([Sure(s.confidence, s.student or s.confidence > .9, True) for s in sure])
+    whole = chosen(measure(sure, 0.9, 0.05, Upkeep(.0021, .94, .041, .82) if known else Upkeep()), 0.95, 250,
+                   walk.steps(0.05, 0.95))
     examples = [Example(f"e{i}", {"difficulty": ("easy", "medium", "hard")[(i % 100 > 59) + (i % 100 > 94)]})
                 for i in range(250)]
     parts = slices(examples, ["difficulty"], [s.teacher for s in sure],
