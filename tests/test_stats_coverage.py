@@ -69,7 +69,7 @@ def test_the_level_of_non_inferiority_holds_on_many_items(margin):
 def test_a_verdict_is_settled_wrongly_at_most_at_its_level(drop, word):
     """2,000 tasks of a student that loses just what the threshold allows: on either side of it, a settled
     verdict is right or wrong by chance alone, and each side is settled in at most 2.5 %."""
-    n = 400
+    n = 1500
     shares = [SECOND_ONLY + drop, SECOND_ONLY, 1 - 2 * SECOND_ONLY - drop]
     counts = np.random.default_rng(15).multinomial(n, shares, 2000).astype(float)
     lows, highs = stats.tango_bounds(counts[:, 0], counts[:, 1], n)
