@@ -139,7 +139,8 @@ async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Re
                   "latencies_s": [seconds for seconds in known if seconds is not None]}
     else:
         timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
-    return answers, {**timing, "replayed": who.predictor.replayed,
+    return answers, {**timing, "replayed": who.predictor.replayed, "identity": dict(who.predictor.identity),
+                     "usd_per_hour": getattr(who.predictor, "usd_per_hour", None),
                      "machine": None if who.predictor.replayed else machine()}
 
 

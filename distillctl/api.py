@@ -22,6 +22,7 @@ from distillctl.recipe.load import load_recipe, load_resolved
 from distillctl.store.files import exclusive_lock, read_json, write_json, write_text
 from distillctl.store.rundir import RunDir
 from distillctl.store.workspace import RUN_FILE, Workspace
+from distillctl.types import JSON
 
 if TYPE_CHECKING:
     from distillctl.backend import StudentRef
@@ -66,6 +67,14 @@ class Run:
     @property
     def verdict(self) -> Verdict:
         return self.metrics.verdict
+
+    @property
+    def settings(self) -> dict[str, JSON]:
+        """How its student was made: backend, model and training, by dotted field."""
+        kept = read_json(self.path / "recipe.resolved.json")
+        chosen = {name: kept.get(name) for name in ("student", "train", "backend")}
+        settings = (kept.get("backends") or {}).get(str(chosen["backend"]), {})
+        return _flat({**chosen, f"backends.{chosen['backend']}": settings})
 
     @property
     def student(self) -> StudentRef:
@@ -166,4 +175,12 @@ def compare(runs: Sequence[Run]) -> ComparisonTable:
 
     if not runs:
         raise DataError("there is nothing to compare")
-    return compare_runs([(run.name, run.metrics) for run in runs])
+    return compare_runs([(run.name, run.metrics) for run in runs], {run.name: run.settings for run in runs})
+
+
+def _flat(value: JSON, prefix: str = "") -> dict[str, JSON]:
+    """A nested mapping by dotted field."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, inner in value.items()
+            for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}

@@ -10,13 +10,11 @@ from pathlib import Path
 from distillctl.context import Context, machine
 from distillctl.doctor import installed_version
 from distillctl.errors import DataError, Problem, UsageError
-from distillctl.evaluate.economics import Paid
 from distillctl.evaluate.evaluate import Entrant, EvaluationInput, evaluate
 from distillctl.evaluate.results import Metrics, Role, Throughput
-from distillctl.evaluate.wording import money
+from distillctl.paid import paid_for
 from distillctl.predictors import teacher_price
 from distillctl.prices import PricePoint, price_in_recipe, price_of
-from distillctl.progress import seconds_text
 from distillctl.recipe.models import RecordedTeacher, TeacherCost
 from distillctl.select import predictions_of, requests_of
 from distillctl.status import spent_text
@@ -45,28 +43,7 @@ def evaluation_input(ctx: Context, student: Entrant | None = None) -> Evaluation
     groups = {e.id: str(e.fields.get(group)) for e in (*test, *dev)} if group else None
     wanted = ctx.recipe.evaluate
     return EvaluationInput(ctx.task, ctx.recipe.verdict, test, entrants, dev, groups, wanted.cascade,
-                           wanted.slices, ctx.recipe.economics, _paid(ctx))
-
-
-def _paid(ctx: Context) -> Paid:
-    """What getting the student cost: the recipe's figure, else what the ledger says this run has spent, and
-    its training time on a machine of one's own at that machine's price."""
-    spec = ctx.recipe.economics
-    if spec.training_usd is not None:
-        return Paid(spec.training_usd, "as the recipe says")
-    spent = ctx.ledger.spent(ctx.run_id)
-    if spent.unknown:
-        return Paid(None, f"{spent.unknown:,} of the things this run paid for have no known price")
-    source = f"what this run spent, {money(spent.usd)}"
-    if not ctx.backend("student").capabilities.student_is_local:
-        return Paid(spent.usd, source)
-    record = ctx.rundir.records().get("train-student")
-    if record is None or spec.hardware_usd_per_hour is None:
-        return Paid(None, "it was trained on your machine, whose time has no price here")
-    hours = record.seconds / 3600
-    return Paid(spent.usd + hours * spec.hardware_usd_per_hour,
-                f"{source}, and {seconds_text(record.seconds)} of training at "
-                f"{money(spec.hardware_usd_per_hour)} an hour")
+                           wanted.slices, ctx.recipe.economics, paid_for(ctx))
 
 
 def _recorded_price(spec: TeacherCost) -> PricePoint | None:
@@ -91,6 +68,7 @@ def _entrant(ctx: Context, role: Role, model: str, *, has_dev: bool) -> Entrant:
         dev_predictions=ctx.predictions(role, "dev") if has_dev else None,
         latencies_s=timing["latencies_s"] or None, latency_source=timing["source"],
         throughput=Throughput(**throughput) if throughput else None, price=price,
+        usd_per_hour=timing.get("usd_per_hour"),
         replayed=timing["replayed"], size_bytes=_size(ctx.path(role)))
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distillctl.errors import DataError
 from distillctl.evaluate.compare import compare_runs
 from distillctl.evaluate.evaluate import evaluate
 from distillctl.evaluate.stats import mcnemar_exact
-from tests.support.evaluating import answers, entrant, examples, given, gold, judged
+from distillctl.prices import PricePoint, Rate
+from tests.support.evaluating import (
+    LABELLING,
+    answers,
+    entrant,
+    examples,
+    given,
+    gold,
+    judged,
+    predictions,
+)
 
 
 def run(right: int, n: int = 200, **more):
@@ -103,3 +115,55 @@ def test_groups_that_differences_do_not_allow_for_are_told():
         "student", answers(expected, [i >= wrong for i in range(100)])), groups=groups)))
         for name, wrong in (("a", 10), ("b", 20))]
     assert any("too narrow" in note for note in compare_runs(runs).notes)
+
+
+class TestOnDev:
+    """Runs whose students have answered the same dev items."""
+
+    @staticmethod
+    def run(dev_right: int, test_right: int = 180, *, seconds: float = 0.1, first: int = 0, price=None):
+        """A student that is right on `dev_right` of 100 dev items (from the `first` on) and on the first
+        `test_right` of 200 test items."""
+        expected = gold(200)
+        dev = examples(gold(100))
+        said = answers(gold(100), [first <= i < first + dev_right for i in range(100)])
+        student = replace(entrant("student", answers(expected, [i < test_right for i in range(200)]),
+                                  seconds=seconds, price=price), dev_predictions=predictions(LABELLING, said))
+        return evaluate(given(expected, entrant("teacher", expected, seconds=1.0), student, dev=dev))
+
+    def test_the_best_on_dev_comes_first_whatever_test_says(self):
+        table = compare_runs([("a", self.run(80, 190)), ("b", self.run(95, 170))])
+        assert ([one.run for one in table.runs], table.ranked_on) == (["b", "a"], "dev")
+        assert table.notes[0].startswith("2 students were compared, and ranked on the dev split of 100")
+
+    def test_only_the_pairs_of_the_first_are_adjusted_for(self):
+        table = compare_runs([("a", self.run(95, 190)), ("b", self.run(80, 182)), ("c", self.run(70, 175))])
+        assert table.contrasts[0].p_holm == pytest.approx(table.contrasts[0].p)  # all pairs: twice that
+        assert table.contrasts[1].p_holm == pytest.approx(2 * table.contrasts[1].p)
+
+    def test_the_sweet_spot_is_the_fastest_of_those_that_dev_cannot_tell_apart(self):
+        table = compare_runs([("best", self.run(92, seconds=0.4)), ("close", self.run(91, seconds=0.2)),
+                              ("poor", self.run(70, seconds=0.01))])
+        spot = table.sweet_spot
+        assert (spot.run, spot.by, spot.within) == ("close", "latency", ["best", "close"])
+        assert "the fastest of the 2 students within one standard error of the best on 100 dev items" in (
+            spot.sentence)
+
+    def test_known_costs_come_before_latency(self):
+        free = PricePoint(Rate(0.0, 0.0), "a list")
+        table = compare_runs([("a", self.run(92, seconds=0.2, price=free)),
+                              ("b", self.run(92, seconds=0.4, price=free))])
+        assert table.sweet_spot.by == "cost"
+
+    def test_a_best_that_stands_alone_is_the_sweet_spot(self):
+        table = compare_runs([("a", self.run(95, seconds=0.4)), ("b", self.run(60))])
+        assert table.sweet_spot.run == "a" and "no other one is within" in table.sweet_spot.sentence
+
+    def test_what_differs_between_the_runs_is_told(self):
+        table = compare_runs([("a", self.run(92)), ("b", self.run(90))], {
+            "a": {"train.epochs": 2, "train.seed": 0}, "b": {"train.epochs": 4, "train.seed": 0}})
+        assert [one.settings for one in table.runs] == [{"train.epochs": 2}, {"train.epochs": 4}]
+
+    def test_without_dev_no_sweet_spot_is_named(self):
+        assert compare_runs([("a", run(190)), ("b", run(180))]).sweet_spot is None
+        assert compare_runs([("a", self.run(92)), ("b", run(180))]).ranked_on == "test"

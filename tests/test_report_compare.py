@@ -5,8 +5,8 @@ import re
 import pytest
 from support import metrics as made
 
-from distillctl.errors import DistillctlError
 from distillctl.report.compare import comparison_page, headline, write_comparison
+from distillctl.report.markdown import markdown_comparison
 
 RUNS = {"routing/local-qwen3-0.6b": made.viable(),
         "routing/together-qwen3": made.classification(
@@ -59,13 +59,21 @@ def test_the_headline_promises_nothing_that_is_not_settled(verdicts, said):
     assert headline(runs) == said
 
 
-def test_runs_on_different_test_sets_are_refused(tmp_path):
-    other = made.viable().model_copy(update={"test_digest": "sha256:other"})
-    with pytest.raises(DistillctlError, match="test"):
-        write_comparison([("routing/a", made.viable()), ("routing/b", other)], tmp_path / "page.html")
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_the_page_is_written_for_runs_on_one_test_set(tmp_path):
-    write_comparison(list(RUNS.items()), tmp_path / "page.html")
+def test_the_page_is_written(tmp_path):
+    write_comparison(made.side_by_side(RUNS), tmp_path / "page.html")
     assert "1 of 3 students is viable" in (tmp_path / "page.html").read_text()
+
+
+def test_runs_that_are_ranked_on_dev_name_the_sweet_spot_and_how_they_differ():
+    page = comparison_page(made.side_by_side(RUNS, on_dev=True))
+    for said in ("Sweet spot: routing/local-qwen3-0.6b", "best student on dev comes first",
+                 "learning_rate 0.001", "98.0 %", "Paid back after", "The ringed one is the sweet spot"):
+        assert said in text_of(page)
+    assert "Accuracy against latency against cost" in page and ", the sweet spot" in page
+
+
+def test_markdown_says_the_same():
+    text = markdown_comparison(made.side_by_side(RUNS, on_dev=True))
+    for said in ("## 1 of 3 students is viable", "Sweet spot: routing/local-qwen3-0.6b",
+                 "learning&#95;rate 0.001", "97.2 %", "best student on dev first"):
+        assert said in text

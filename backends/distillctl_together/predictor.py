@@ -63,6 +63,11 @@ class TogetherPredictor(OpenAIPredictor):
         if task.labels:
             self._parameters["logprobs"] = _ALTERNATIVES
 
+    @property
+    def usd_per_hour(self) -> float | None:
+        """What the deployment costs, asked or not."""
+        return self._meter.usd_per_hour
+
     def max_cost(self, request: Request) -> float | None:
         """What the server costs for as long as one request may take."""
         per_hour = self._meter.usd_per_hour

@@ -36,27 +36,30 @@ def eval_command(run: str, predictions: Path | None, name: str, workspace: Path,
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN... | RECIPE")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
 @workspace_option
 @json_option
-def compare(runs: tuple[str, ...], html: Path | None, workspace: Path, as_json: bool) -> None:
-    """Runs side by side; for a recipe, its latest run per backend and model."""
+def compare(runs: tuple[str, ...], html: Path | None, markdown: bool, workspace: Path, as_json: bool) -> None:
+    """Runs side by side, and which to take; for a recipe, its latest run per backend and model."""
     from distillctl import api
-    from distillctl.report.terminal import runs_table
 
-    found = [run for name in runs for run in _named(name, workspace)]
-    table = api.compare(found)
+    table = api.compare([run for name in runs for run in _named(name, workspace)])
     if html:
         from distillctl.report.compare import write_comparison
 
-        write_comparison([(run.name, run.metrics) for run in found], html)
+        write_comparison(table, html)
     if as_json:
         say_json(table.model_dump(mode="json"))
-        return
-    show(runs_table(table))
-    for note in table.notes:
-        say(note)
-    if html:
-        say(f"page: {html}")
+    elif markdown:
+        from distillctl.report.markdown import markdown_comparison
+
+        say(markdown_comparison(table))
+    else:
+        from distillctl.report.terminal import runs_table
+
+        show(runs_table(table))
+        if html:
+            say(f"page: {html}")
 
 
 def _named(name: str, workspace: Path) -> list:

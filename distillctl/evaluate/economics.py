@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from distillctl.evaluate.cost import DAY, machines
+from distillctl.evaluate.cost import machines, server
 from distillctl.evaluate.results import Cascade, Cost, Economics, Evaluation, Scenario, VolumePoint
 from distillctl.evaluate.wording import money, percent, plural
 from distillctl.recipe.models import EconomicsSpec
@@ -44,11 +44,13 @@ def economics(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, pai
               cascade: Cascade | None = None) -> Economics:
     """The economics of this student in its teacher's place."""
     asked = _rate(teacher.cost)
-    owned = _own_machine(spec, student)
-    answered = owned or _rate(student.cost)
+    fixed = _always_on(spec, student)
+    answered = fixed or _rate(student.cost)
     rates = [(AS_MEASURED, asked, answered)]
     if asked and answered:
-        rates += [("the teacher at half its price", asked.times(0.5), answered),
+        rates += [("the teacher at half its price" + ("" if spec.teacher.batch else ", as in a batch"),
+                   asked.times(0.5), answered),
+                  ("the student at half its price", asked, answered.times(0.5)),
                   ("the student at twice its price", asked, answered.times(2))]
     mixed = None
     if cascade and asked and answered:
@@ -56,25 +58,27 @@ def economics(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, pai
                      answered.capacity)
         rates.append((f"the cascade at {cascade.threshold:g}", asked, mixed))
     scenarios = [_scenario(name, spec.requests_per_day, t, s, paid.usd) for name, t, s in rates]
+    from_recipe = _from_recipe(spec, teacher, student, fixed)
+    sentence = " ".join(part for part in (
+        _sentence(spec, scenarios[0], paid, answered), _with_cascade(spec, scenarios[-1]) if mixed else "",
+        f"Assumed by the recipe: {', '.join(from_recipe)}." if from_recipe else "") if part)
     return Economics(
         requests_per_day=spec.requests_per_day, teacher=teacher.cost, student=student.cost,
-        fixed_usd_per_day=owned.machine if owned else None, training_usd=paid.usd,
+        fixed_usd_per_day=fixed.machine if fixed else None, training_usd=paid.usd,
         training_source=paid.source, scenarios=scenarios,
         curve=_curve(spec.requests_per_day, asked, answered, mixed) if asked and answered else [],
-        unknown=_unknown(spec, teacher, student, answered, paid), assumed=_assumed(spec, teacher, student),
-        sentence=_sentence(spec, scenarios[0], paid, answered))
+        unknown=_unknown(spec, teacher, student, answered, paid),
+        assumed=_assumed(spec, teacher, student), from_recipe=from_recipe, sentence=sentence)
 
 
 def _rate(cost: Cost | None) -> Rate | None:
     return Rate(cost.usd_per_1000 / 1000) if cost else None
 
 
-def _own_machine(spec: EconomicsSpec, student: Evaluation) -> Rate | None:
-    """The rate of a machine that is always on; None where there is none of a known price."""
-    hourly, throughput = spec.hardware_usd_per_hour, student.throughput
-    if not spec.always_on or hourly is None or throughput is None or throughput.per_second <= 0:
-        return None
-    return Rate(0.0, 24 * hourly, throughput.per_second * DAY)
+def _always_on(spec: EconomicsSpec, student: Evaluation) -> Rate | None:
+    """The rate of a machine or endpoint that is paid round the clock; None where there is none."""
+    found = server(spec, student.role, student.throughput, student.latency, student.usd_per_hour)
+    return Rate(0.0, 24 * found.usd_per_hour, found.capacity) if found and found.always_on else None
 
 
 def _scenario(name: str, volume: int | None, teacher: Rate | None, student: Rate | None,
@@ -124,29 +128,50 @@ def _curve(volume: int | None, teacher: Rate, student: Rate, mixed: Rate | None)
 
 def _sentence(spec: EconomicsSpec, found: Scenario, paid: Paid, student: Rate | None) -> str:
     t, s = found.teacher_usd_per_1000, found.student_usd_per_1000
-    missing = [who for who, usd in (("teacher", t), ("student", s)) if usd is None]
+    fixed = _about_fixed(found, student)
     if found.pays is None:
-        if found.pays_above_per_day:
-            return (f"A machine that is always on pays from {plural(found.pays_above_per_day, 'request')} a "
-                    "day on.")
-        if student and t is not None and student.machine:
-            return "A machine that is always on would not pay at any volume, even when it is always busy."
-        return ("What the student would save is unknown, because the cost of the "
-                f"{' and of the '.join(missing)} is.")
+        missing = [who for who, usd in (("teacher", t), ("student", s)) if usd is None]
+        return fixed or ("What the student would save is unknown, because the cost of the "
+                         f"{' and of the '.join(missing)} is.")
     against = f"1,000 requests would cost {money(s)} instead of {money(t)}"
     if not found.pays:
-        more = (f"; a machine that is always on pays from {plural(found.pays_above_per_day, 'request')} a "
-                "day on" if found.pays_above_per_day else "")
-        return f"The student would save nothing: {against}{more}."
-    text = f"If the student took over, {against}: {percent(1 - s / t)} less"
+        than = "as dear as the teacher" if s == t else "dearer than the teacher"
+        return f"{fixed} The student would save nothing, it is {than}: {against}.".lstrip()
+    text = f"{fixed} If the student took over, {against}: {percent(1 - s / t)} less.".lstrip()
     if paid.usd is None:
-        return f"{text}. What it cost to get is unknown, and so is the break-even."
+        return f"{text} What it cost to get is unknown, and so is the break-even."
     if not found.break_even_requests:
-        return f"{text}. Getting it cost nothing that has a price."
-    days = "" if found.break_even_days is None else (
-        f", {_days(found.break_even_days)} at {spec.requests_per_day:,} a day")
-    return (f"{text}. The {money(paid.usd)} that it cost to get are paid back after "
-            f"{plural(found.break_even_requests, 'request')}{days}.")
+        return f"{text} Getting it cost nothing that has a price."
+    return f"{text} The {money(paid.usd)} that it cost to get are paid back after {_back(spec, found)}."
+
+
+def _about_fixed(found: Scenario, student: Rate | None) -> str:
+    """From which volume on a machine that is always on pays at all; nothing for one that is not."""
+    if student is None or not student.machine or found.teacher_usd_per_1000 is None:
+        return ""
+    if found.pays_above_per_day is None:
+        return "A machine that is always on would not pay at any volume, even when it is always busy."
+    return (f"A machine that is always on ({money(student.machine)} a day) pays from "
+            f"{plural(found.pays_above_per_day, 'request')} a day on.")
+
+
+def _with_cascade(spec: EconomicsSpec, found: Scenario) -> str:
+    """The same of teacher and student together."""
+    t, s = found.teacher_usd_per_1000, found.student_usd_per_1000
+    if found.pays is None:
+        return ""
+    text = f"With {found.name}, they would cost {money(s)}"
+    if not found.pays:
+        return f"{text}, which saves nothing."
+    back = f", paid back after {_back(spec, found)}" if found.break_even_requests else ""
+    return f"{text}: {percent(1 - s / t)} less{back}."
+
+
+def _back(spec: EconomicsSpec, found: Scenario) -> str:
+    requests = plural(found.break_even_requests, "request")
+    if found.break_even_days is None:
+        return requests
+    return f"{requests}, {_days(found.break_even_days)} at {spec.requests_per_day:,} a day"
 
 
 def _days(days: float) -> str:
@@ -165,7 +190,8 @@ def _unknown(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, rate
     if rate is None:
         said.append("What the student costs: " + (
             "your machine has no price. Give economics.hardware_usd_per_hour." if student.throughput else
-            "its answers say no price. Give economics.student_price, in US dollars per million tokens."))
+            "its answers say no price. Give economics.student_price, in US dollars per million tokens, or "
+            "economics.endpoint_usd_per_minute."))
     if spec.requests_per_day is None:
         said.append("How many requests come on a day, and so break-even in days: give "
                     "economics.requests_per_day.")
@@ -174,13 +200,41 @@ def _unknown(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, rate
     return said
 
 
+def _from_recipe(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, fixed: Rate | None,
+                 ) -> list[str]:
+    """What the recipe says and nobody measured, in a few words each."""
+    about, said = spec.teacher, []
+    if spec.requests_per_day is not None:
+        said.append(f"{spec.requests_per_day:,} requests a day")
+    if teacher.cost and teacher.replayed and (about.model or about.price):
+        said.append("the teacher's price" if about.price else f"a teacher at the price of {about.model}")
+    if teacher.cost and "as the recipe says" in teacher.cost.source:
+        said.append(f"{about.tokens.input:,} tokens in and {about.tokens.output:,} out")
+    if about.batch:
+        said.append("a teacher that is asked in batches")
+    if spec.student_price is not None:
+        said.append("the student's price")
+    if spec.endpoint_usd_per_minute is not None:
+        said.append(f"an endpoint at {money(spec.endpoint_usd_per_minute)} a minute")
+    elif spec.hardware_usd_per_hour is not None and student.throughput:
+        said.append(f"a machine at {money(spec.hardware_usd_per_hour)} an hour"
+                    f"{' round the clock' if fixed else ''}")
+    if spec.training_usd is not None:
+        said.append("what the student cost to get")
+    return said
+
+
 def _assumed(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation) -> list[str]:
     said = [f"Teacher: {teacher.cost.source}."] if teacher.cost else []
     if student.cost:
         said.append(f"Student: {student.cost.source}.")
-        if spec.hardware_usd_per_hour is not None and student.throughput and not spec.always_on:
-            said.append("The student's machine is paid only while it answers, always as busy as it was "
-                        f"measured ({plural(student.throughput.at_once, 'request')} at once).")
+    found = server(spec, student.role, student.throughput, student.latency, student.usd_per_hour)
+    if found and not found.always_on and student.throughput:
+        said.append("The student's machine is paid only while it answers, always as busy as it was "
+                    f"measured ({plural(student.throughput.at_once, 'request')} at once).")
+    if found and found.hosted and found.per_second is None:
+        said.append("One endpoint is taken to answer any number of requests, because how many it can answer "
+                    "was not measured.")
     if teacher.replayed:
         said.append("What the recording cost when it was made is not counted.")
     return said

@@ -15,7 +15,7 @@ from distillctl.evaluate import cascade as cascading
 from distillctl.evaluate import intervals, metrics, stats
 from distillctl.evaluate import slices as slicing
 from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration, confidence
-from distillctl.evaluate.cost import cost, hardware_cost, teacher_cost
+from distillctl.evaluate.cost import cost, server, teacher_cost
 from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.errors import against_teacher, label_suspects
 from distillctl.evaluate.latency import MIN_FOR_MEDIAN, MIN_FOR_P95, latency, speedup
@@ -37,7 +37,8 @@ class Entrant:
     predictions: on test, one per item, any order; a missing one is a wrong answer. dev_predictions: on dev,
     for the temperature of its probabilities. latencies_s: wall seconds of single requests, one at a time;
     a replayed entrant's come from its recorded answers where they have them. price: of its tokens; None
-    where unknown or where `cost_usd` of the answers is all there is.
+    where unknown or where `cost_usd` of the answers is all there is. usd_per_hour: of the endpoint that gave
+    them, where it is paid by time.
     Raises ValueError for a replayed entrant that was timed: that times the replay.
     """
 
@@ -50,6 +51,7 @@ class Entrant:
     latency_source: Literal["measured", "recorded"] = "measured"
     throughput: Throughput | None = None
     price: PricePoint | None = None
+    usd_per_hour: float | None = None
     replayed: bool = False
     size_bytes: int | None = None
 
@@ -129,7 +131,8 @@ def evaluate(given: EvaluationInput) -> Metrics:
     fine = comparisons[0].drop.value <= given.verdict.max_drop  # else the whole says enough
     behind = slicing.warnings(parts, given.verdict.max_drop) if fine else []
     return Metrics(
-        task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test), evaluations=evaluations,
+        task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test),
+        dev_digest=_digest(given.task, dev) if dev.examples else None, evaluations=evaluations,
         comparisons=comparisons, contrasts=contrasts, cascade=whole, no_cascade=no_cascade, slices=parts,
         economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
         label_suspects=label_suspects(comparisons[0]) if gold else [],
@@ -184,7 +187,12 @@ def _mean(seconds: Sequence[float]) -> float | None:
 def _cost(given: EvaluationInput, who: Entrant, answers: Sequence[Answer]) -> Cost | None:
     if who.role == "teacher":
         return teacher_cost(answers, who.price, given.economics.teacher)
-    return cost(answers, who.price) or hardware_cost(who.throughput, given.economics)
+    billed = cost(answers, who.price)
+    by_time = server(given.economics, who.role, who.throughput, latency(*who.timed()), who.usd_per_hour)
+    if by_time is None:
+        return billed
+    shared = by_time.cost(given.economics.requests_per_day)
+    return shared or billed if by_time.hosted else billed or shared
 
 
 def _check(given: EvaluationInput) -> None:
@@ -268,9 +276,24 @@ def _evaluation(given: EvaluationInput, who: Entrant, scored: metrics.Scored, te
         name=who.name, role=who.role, model=who.model, n=len(scored.right), accuracy=accuracy,
         invalid=metrics.invalid(scored, groups), parts=metrics.part_means(scored, groups),
         latency=latency(seconds, source), throughput=who.throughput,
-        cost=_cost(given, who, [one.answer for one in scored.answers if one]), replayed=who.replayed,
+        cost=_cost(given, who, [one.answer for one in scored.answers if one]),
+        usd_per_hour=who.usd_per_hour, replayed=who.replayed,
         size_bytes=who.size_bytes,
-        wrong=[e.id for e, right in zip(test.examples, scored.right, strict=True) if not right], **by_kind)
+        wrong=_wrong(test, scored), **_on_dev(given, who, dev), **by_kind)
+
+
+def _wrong(split: _Split, scored: metrics.Scored) -> list[str]:
+    return [e.id for e, right in zip(split.examples, scored.right, strict=True) if not right]
+
+
+def _on_dev(given: EvaluationInput, who: Entrant, dev: _Split) -> dict[str, object]:
+    """Accuracy on dev and what is wrong there; empty for who did not answer it."""
+    if not dev.examples or who.dev_predictions is None:
+        return {}
+    groups = [given.groups[e.id] for e in dev.examples] if given.groups else None
+    groups = groups if groups and len(set(groups)) < len(groups) else None
+    scored = metrics.score(given.task, dev.line_up(who.dev_predictions), dev.expected)
+    return {"dev": intervals.count(scored.right, groups), "dev_wrong": _wrong(dev, scored)}
 
 
 def _pairs(stated: Sequence[Mapping[str, float] | None], split: _Split) -> list[Stated]:

@@ -141,9 +141,12 @@ class Evaluation(Result):
     latency: Latency | None = None
     throughput: Throughput | None = None
     cost: Cost | None = None
+    usd_per_hour: float | None = None  # of the endpoint that answered, where it is paid by time
     replayed: bool = False
     size_bytes: int | None = None  # of what has to be deployed beside the base model
     wrong: list[str] | None = None  # ids of the items that are not right; with `n`, all that pairs need
+    dev: Count | None = None  # accuracy on dev, where choices are made; None: did not answer it
+    dev_wrong: list[str] | None = None
 
 
 Cell = Literal["inherited", "compression", "both_wrong_differently", "corrected"]
@@ -319,19 +322,22 @@ class VolumePoint(Result):
 class Economics(Result):
     """What the student would save. The first scenario is as measured, the others say what if.
 
-    unknown: what is not known, and what would make it known. assumed: what the figures take for granted.
+    fixed_usd_per_day: of one machine or endpoint that is always on. training_usd: what the student cost to
+    get. unknown: what is not known, and what would make it known. assumed: what the figures take for granted;
+    of that, `from_recipe` is what the recipe says and nothing measured.
     """
 
     requests_per_day: int | None
     teacher: Cost | None
     student: Cost | None
-    fixed_usd_per_day: float | None  # of one machine that is always on
+    fixed_usd_per_day: float | None
     training_usd: float | None
     training_source: str
     scenarios: list[Scenario]
     curve: list[VolumePoint]
     unknown: list[str]
     assumed: list[str]
+    from_recipe: list[str] = []
     sentence: str
 
 
@@ -342,6 +348,7 @@ class Metrics(Result):
     task_kind: str
     gold: bool
     test_digest: str  # of the test items, what is expected and how it is scored; equal or not comparable
+    dev_digest: str | None = None  # the same of the dev items; None: there are none
     evaluations: list[Evaluation]
     comparisons: list[Comparison]  # each entrant against the teacher, the student first
     contrasts: list[Contrast] = []  # the student against the base model and the baseline
@@ -355,26 +362,47 @@ class Metrics(Result):
 
 
 class ComparedRun(Result):
-    """One run in a comparison: its student, and what was decided about it."""
+    """One run in a comparison: its student, and what was decided about it. settings: of its student and its
+    training, those in which the compared runs differ."""
 
     run: str
+    settings: dict[str, JSON] = {}
     student: Evaluation
     drop: Interval  # against the teacher of its own run
     speedup: Interval | None
+    economics: Economics | None = None
     verdict: Verdict
+
+
+class SweetSpot(Result):
+    """The student to take if not the best: of those within one standard error of the best on dev, the
+    cheapest, or the fastest where not all costs are known, or the best where not all latencies are.
+
+    within: all of those runs. The rule is Breiman's (Classification and Regression Trees, 1984, 3.4.3), with
+    the standard error of the paired difference.
+    """
+
+    run: str
+    by: Literal["cost", "latency", "accuracy"]
+    within: list[str]
+    sentence: str
 
 
 class ComparisonTable(Result):
     """Runs side by side on the same test items, the best student first.
 
-    references: teachers, base models and baselines of the runs, equal ones once. contrasts: the best
-    student against each of the others, adjusted for all pairs of students.
+    ranked_on: the split whose accuracy says who is best; "test" only where not all runs have answered the
+    same dev items. sweet_spot: None for a single run, and where it could only be chosen on test.
+    references: teachers, base models and baselines of the runs, equal ones once. contrasts: the first
+    student against each of the others on test; where it was picked on test, adjusted for all pairs.
     """
 
     task_kind: str
     gold: bool
     test_digest: str
     n: int
+    ranked_on: Literal["dev", "test"] = "test"
+    sweet_spot: SweetSpot | None = None
     runs: list[ComparedRun]
     references: list[Evaluation]
     contrasts: list[Contrast]

@@ -100,7 +100,7 @@ class TeacherCost(Strict):
     tokens: TokenCounts | None = None
     """Tokens of a usual request, where the answers have none."""
     batch: bool = False
-    """Its requests can wait for a batch, which costs half."""
+    """Its requests can wait for a batch, which costs half, as at OpenAI, Anthropic and Google."""
 
 
 class EconomicsSpec(Strict):
@@ -112,12 +112,23 @@ class EconomicsSpec(Strict):
     """What the teacher costs, where its answers do not say it."""
     student_price: Price | None = None
     """What a hosted student's tokens cost; overrides the price that came with its answers."""
+    endpoint_usd_per_minute: Amount | None = None
+    """Price of a hosted student's endpoint, paid whether it is asked or not; overrides the one that came with
+    it."""
     hardware_usd_per_hour: Amount | None = None
     """Price of the machine on which a student of your own was timed."""
     always_on: bool = False
     """That machine is paid round the clock, not only while it answers."""
     training_usd: Amount | None = None
-    """What getting the student cost; null: what this run has spent, as far as it is known."""
+    """What getting the student cost; null: what was spent on it, also by other runs that it shares answers
+    with."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EconomicsSpec:
+        if self.student_price is not None and self.endpoint_usd_per_minute is not None:
+            raise ValueError("prices the student by the token and by the minute; delete student_price or "
+                             "endpoint_usd_per_minute")
+        return self
 
 
 class BudgetSpec(Strict):

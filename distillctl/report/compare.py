@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from distillctl.evaluate.results import ComparedRun, ComparisonTable, Evaluation, Metrics
-from distillctl.report import plots, words
+from distillctl.evaluate.results import ComparedRun, ComparisonTable, Evaluation
+from distillctl.report import facts, plots, words
 from distillctl.report.html import render
 from distillctl.store.files import write_text
 
 
-def write_comparison(rows: Sequence[tuple[str, Metrics]], path: Path) -> None:
-    """Write the page for runs given as (name, metrics). Raises what `compare_runs` does where the runs
-    cannot be compared, StorageError where the file cannot be written."""
-    from distillctl.evaluate.compare import compare_runs
-
-    write_text(path, comparison_page(compare_runs(rows)))
+def write_comparison(table: ComparisonTable, path: Path) -> None:
+    """Write the page. Raises StorageError where the file cannot be written."""
+    write_text(path, comparison_page(table))
 
 
 def comparison_page(table: ComparisonTable) -> str:
     """The page as text; equal tables give equal pages."""
-    marked = [(str(number), one.student, "student") for number, one in enumerate(table.runs, 1)]
-    marked += [(_letter(number), e, e.role) for number, e in enumerate(table.references)]
+    spot = table.sweet_spot.run if table.sweet_spot else None
+    marked = [(str(number), one.student, one.run == spot) for number, one in enumerate(table.runs, 1)]
+    marked += [(_letter(number), e, False) for number, e in enumerate(table.references)]
     return render(
         "comparison.html.j2", table=table, headline=headline(table.runs), letter=_letter,
-        stamp=words.replay_stamp(table.references),
+        stamp=words.replay_stamp(table.references), how=facts.how_made, back=facts.paid_back,
         latency_plot=_scatter(marked, "latency"), cost_plot=_scatter(marked, "cost"))
 
 
@@ -46,15 +45,27 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number % 26)
 
 
-def _scatter(marked: Sequence[tuple[str, Evaluation, str]], figure: str) -> object:
-    """Accuracy against median latency or cost of 1,000 requests; None where fewer than two are known."""
-    drawn = [(mark, f"var(--{role})", _figure(e, figure), e.accuracy.share) for mark, e, role in marked]
-    drawn = [row for row in drawn if row[2]]
+def _scatter(marked: Sequence[tuple[str, Evaluation, bool]], figure: str) -> object:
+    """Accuracy against median latency or cost of 1,000 requests; None where fewer than two are known.
+
+    Against latency, the dots' areas are as the costs, where there are costs.
+    """
+    drawn = [(mark, e, ringed, value) for mark, e, ringed in marked if (value := _figure(e, figure))]
     if len(drawn) < 2:
         return None
     ticks = {tick: words.seconds(10.0 ** tick) if figure == "latency" else f"${10.0 ** tick:,g}"
-             for tick in plots.decades([row[2] for row in drawn])}
-    return plots.scatter_plot(f"by-{figure}", f"Accuracy against {figure}", drawn, ticks)
+             for tick in plots.decades([value for *_, value in drawn])}
+    dearest = max((e.cost.usd_per_1000 for _, e, *_ in drawn if e.cost), default=0.0)
+    sized = dearest > 0 and figure == "latency"
+    rows = [plots.Mark(mark, f"var(--{e.role})", value, e.accuracy.share,
+                       _radius(e, dearest) if sized else 5, ringed) for mark, e, ringed, value in drawn]
+    title = "Accuracy against latency against cost" if sized else f"Accuracy against {figure}"
+    return plots.scatter_plot(f"by-{figure}", title, rows, ticks)
+
+
+def _radius(e: Evaluation, dearest: float) -> float:
+    """Of a dot whose area is as its cost; small where that is unknown."""
+    return 4 + 8 * math.sqrt(e.cost.usd_per_1000 / dearest) if e.cost else 3
 
 
 def _figure(e: Evaluation, figure: str) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distillctl.evaluate.results import (
     Cascade,
+    ComparedRun,
     Comparison,
     Confusion,
     Economics,
@@ -111,6 +112,18 @@ def scenario_table(found: Economics) -> tuple[list[str], list[list[str]]]:
     return ["1,000 requests", "Teacher", "Instead", "Paid back after"], [[
         one.name, words.money(one.teacher_usd_per_1000), words.money(one.student_usd_per_1000),
         words.paid_back(one, found.training_usd)] for one in found.scenarios]
+
+
+def how_made(run: ComparedRun) -> str:
+    """In what its student and training differ from those of the other runs: "learning_rate 0.002"."""
+    return ", ".join(f"{name.removeprefix('train.')} {words.number(value)}"
+                     for name, value in run.settings.items())
+
+
+def paid_back(run: ComparedRun) -> str:
+    """When the student pays back what it cost to get, as measured."""
+    found = run.economics
+    return words.paid_back(found.scenarios[0], found.training_usd) if found else words.UNKNOWN
 
 
 def cascade_pairs(metrics: Metrics) -> list[tuple[str, str]]:

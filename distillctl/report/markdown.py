@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from distillctl.evaluate.results import Metrics
+from distillctl.evaluate.results import ComparisonTable, Evaluation, Metrics
 from distillctl.report import facts, ledger_view, words
+from distillctl.report.compare import headline
 from distillctl.report.sanitize import cut, visible
 
 MOST_ERRORS = 3  # shown of each kind
@@ -35,6 +36,31 @@ def markdown_report(metrics: Metrics, run_name: str) -> str:
               _listed("What to try next", verdict.next_steps), _cascade(metrics), _slices(metrics),
               _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics), _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_comparison(table: ComparisonTable) -> str:
+    """Runs side by side in Markdown, ending in a newline."""
+    measure = "Accuracy" if table.gold else "Agreement"
+    columns = ["Run", "Verdict", "On dev", measure, "Drop", "Median latency", "Speed-up",
+               "Per 1,000 requests", "Paid back after"]
+    rows = [[
+        f"{one.run} ({facts.how_made(one) or one.student.model})",
+        one.verdict.word + ("" if one.verdict.settled else ", not settled"), *_figures(one.student),
+        f"{words.points(one.drop.value)} {words.points_range(one.drop)}", facts.median(one.student).value,
+        words.times(one.speedup), facts.cost(one.student).value, facts.paid_back(one)] for one in table.runs]
+    no = words.NOT_APPLICABLE
+    rows += [[words.title_of(e), no, *_figures(e), no, facts.median(e).value, no, facts.cost(e).value, no]
+             for e in table.references]
+    spot = f"**{plain(table.sweet_spot.sentence)}**" if table.sweet_spot else ""
+    parts = [f"## {headline(table.runs)}", spot,
+             f"The same {words.plural(table.n, 'test item')}; the best student on {table.ranked_on} first.",
+             _table(columns, rows), _listed("Notes", table.notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _figures(e: Evaluation) -> list[str]:
+    return [words.percent(e.dev.share.value) if e.dev else words.UNKNOWN,
+            f"{words.percent(e.accuracy.share.value)} {words.percent_range(e.accuracy.share)}"]
 
 
 def plain(text: str) -> str:

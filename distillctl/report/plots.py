@@ -216,25 +216,37 @@ def training_plot(name: str, title: str, series: Sequence[Series]) -> Markup | N
     return _svg(plot, name, title, said)
 
 
-def scatter_plot(name: str, title: str, rows: Sequence[tuple[str, str, float, Interval]],
-                 written: Mapping[float, str]) -> Markup:
-    """Accuracy with its interval against a positive figure on a log axis.
+@dataclass(frozen=True)
+class Mark:
+    """An entrant in a scatter plot. name: short; color: a CSS variable of the page; figure: on the log axis,
+    positive; radius: of its dot; ringed: made to stand out."""
 
-    rows: (short mark, CSS variable, figure, accuracy); written: how each power of ten on the axis is
-    written.
-    """
-    low = min(accuracy.low for *_, accuracy in rows)
+    name: str
+    color: str
+    figure: float
+    accuracy: Interval
+    radius: float = 5
+    ringed: bool = False
+
+
+def scatter_plot(name: str, title: str, rows: Sequence[Mark], written: Mapping[float, str]) -> Markup:
+    """Accuracy with its interval against a positive figure on a log axis. written: how each power of ten on
+    the axis is written."""
+    low = min(row.accuracy.low for row in rows)
     start = max(0, math.floor(10 * low) / 10)
     ticks = sorted(written)
     plot = _graph(height=300, x=(ticks[0], ticks[-1] + 0.05), y=(start, ROOM))
     plot.xticks(ticks, _every_other([written[t] for t in ticks]))
     plot.yticks(*_percent_ticks(start))
-    for mark, color, figure, accuracy in rows:
-        x = _log(figure)
-        _line(plot, [x, x], [accuracy.low, accuracy.high], color, 2)
-        _dots(plot, [x], [accuracy.value], color, 5)
-        _text(plot, x + 0.03 * (ticks[-1] - ticks[0]), accuracy.value, mark)
-    said = "; ".join(f"{mark} at {figure:.3g}: {words.percent(a.value)}" for mark, _, figure, a in rows)
+    for row in rows:
+        x, y = _log(row.figure), row.accuracy.value
+        _line(plot, [x, x], [row.accuracy.low, row.accuracy.high], row.color, 2)
+        if row.ringed:
+            _dots(plot, [x], [y], "var(--text)", row.radius + 3)
+        _dots(plot, [x], [y], row.color, row.radius)
+        _text(plot, x + 0.03 * (ticks[-1] - ticks[0]) * (1 + row.radius / 8), y, row.name)
+    said = "; ".join(f"{row.name} at {row.figure:.3g}: {words.percent(row.accuracy.value)}"
+                     f"{', the sweet spot' if row.ringed else ''}" for row in rows)
     return _svg(plot, name, title, said)
 
 

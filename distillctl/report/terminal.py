@@ -98,26 +98,39 @@ def verdict_panel(metrics: Metrics) -> RenderableType:
 def runs_table(compared: ComparisonTable) -> RenderableType:
     """Runs side by side, then whom they are measured against."""
     made = _table(f"{words.plural(len(compared.runs), 'run')} on the same "
-                  f"{words.plural(compared.n, 'test item')}, the best student first")
+                  f"{words.plural(compared.n, 'test item')}, the best student on {compared.ranked_on} first")
     for name in ("Run", "Verdict", "Accuracy" if compared.gold else "Agreement", "Drop", "Median, cost"):
         made.add_column(name, overflow="fold")
     for one in compared.runs:
+        back = f"paid back: {facts.paid_back(one)}" if one.economics else ""
         made.add_row(
-            _under(_text(one.run), one.student.model), _word(one.verdict, "\n"),
-            _fact(facts.accuracy(one.student)),
+            _under(_text(one.run), facts.how_made(one) or one.student.model), _word(one.verdict, "\n"),
+            _accuracy(one.student, compared),
             _fact(facts.Fact(words.points(one.drop.value), words.points_range(one.drop))),
-            _speed_and_cost(one.student, one.speedup))
+            _speed_and_cost(one.student, one.speedup, back))
     for e in compared.references:
-        made.add_row(_under(_text(words.title_of(e)), e.model), "", _fact(facts.accuracy(e)), "",
+        made.add_row(_under(_text(words.title_of(e)), e.model), "", _accuracy(e, compared), "",
                      _speed_and_cost(e, None))
-    stamp = words.replay_stamp(compared.references)
-    return Group(made, Text(stamp, "yellow")) if stamp else made
+    shown: list[RenderableType] = [made]
+    if stamp := words.replay_stamp(compared.references):
+        shown.append(Text(stamp, "yellow"))
+    if compared.sweet_spot:
+        shown.append(_text(compared.sweet_spot.sentence, "bold", MOST_TEXT))
+    shown += [_text(note, most=MOST_TEXT) for note in compared.notes]
+    return Group(*shown)
 
 
-def _speed_and_cost(e: Evaluation, speedup: Interval | None) -> Text:
+def _accuracy(e: Evaluation, compared: ComparisonTable) -> Text:
+    shown = _fact(facts.accuracy(e))
+    dev = e.dev if compared.ranked_on == "dev" else None
+    return _under(shown, f"dev {words.percent(dev.share.value)}") if dev else shown
+
+
+def _speed_and_cost(e: Evaluation, speedup: Interval | None, back: str = "") -> Text:
     median = words.seconds(e.latency.p50.value if e.latency else None)
     cost = words.money(e.cost.usd_per_1000 if e.cost else None)
-    return _under(_text(f"{median}, {words.times(speedup)}" if speedup else median), cost)
+    shown = _under(_text(f"{median}, {words.times(speedup)}" if speedup else median), cost)
+    return _under(shown, back) if back else shown
 
 
 def plan_table(plan: Plan) -> RenderableType:

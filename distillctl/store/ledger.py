@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,14 +188,18 @@ class Ledger:
                        "ON CONFLICT (kind, ref) DO UPDATE SET usd = excluded.usd, at_most = excluded.at_most",
                        (run, kind, ref, usd, at_most, self._clock()))
 
-    def spent(self, run: str) -> Spent:
-        """What `run` has spent so far."""
+    def spent(self, *runs: str, shared: Collection[str] = ()) -> Spent:
+        """What `runs` have spent so far; and, of whatever run, what is booked under one of the references in
+        `shared` (an answer's key, a job's token), attempts that failed included."""
         with self._lock:
-            usd, unknown, at_most = self._db.execute(
-                "SELECT COALESCE(SUM(usd), 0), COUNT(*) - COUNT(usd), "
-                "COALESCE(SUM(CASE WHEN usd IS NULL THEN at_most END), 0) FROM spend WHERE run = ?",
-                (run,)).fetchone()
-        return Spent(usd, unknown, at_most)
+            rows = self._db.execute("SELECT run, ref, usd, at_most FROM spend").fetchall() if shared else (
+                self._db.execute("SELECT run, ref, usd, at_most FROM spend WHERE run IN "
+                                 f"({','.join('?' * len(runs))})", runs).fetchall())
+        wanted, references = set(runs), set(shared)
+        rows = [row for row in rows if row[0] in wanted or row[1].partition("#")[0] in references]
+        return Spent(sum((usd for *_, usd, _ in rows if usd is not None), 0.0),
+                     sum(usd is None for *_, usd, _ in rows),
+                     sum((at_most or 0.0 for *_, usd, at_most in rows if usd is None), 0.0))
 
     # --- jobs ---
 

@@ -24,6 +24,7 @@ from distillctl.evaluate.results import (
     Latency,
     LedgerItem,
     Metrics,
+    SweetSpot,
     Throughput,
     Verdict,
 )
@@ -285,16 +286,22 @@ def text() -> Metrics:
             next_steps=["Write gold answers for 100 test items."]))
 
 
-def side_by_side(runs: dict[str, Metrics]) -> ComparisonTable:
-    """Runs as `compare` puts them, in the order given."""
-    first = next(iter(runs.values()))
+def side_by_side(runs: dict[str, Metrics], on_dev: bool = False) -> ComparisonTable:
+    """Runs as `compare` puts them, in the order given. on_dev: ranked on 100 dev items, with a sweet spot."""
+    best, first = next(iter(runs.items()))
     references = {e.name: e for m in runs.values() for e in m.evaluations if e.role != "student"}
     return ComparisonTable(
         task_kind=first.task_kind, gold=first.gold, test_digest=first.test_digest,
         n=first.evaluations[0].n, references=list(references.values()),
+        ranked_on="dev" if on_dev else "test",
+        sweet_spot=SweetSpot(run=best, by="cost", within=list(runs)[:2],
+                             sentence=f"Sweet spot: {best}, the cheapest of 2.") if on_dev else None,
         runs=[ComparedRun(
-            run=name, student=m.evaluations[-1], drop=m.comparisons[-1].drop,
-            speedup=m.comparisons[-1].speedup, verdict=m.verdict) for name, m in runs.items()],
+            run=name, student=m.evaluations[-1].model_copy(
+                update={"dev": count(98 - i, 100)} if on_dev else {}),
+            settings={"train.learning_rate": .001 * (i + 1)} if on_dev else {}, drop=m.comparisons[-1].drop,
+            speedup=m.comparisons[-1].speedup, economics=m.economics, verdict=m.verdict)
+            for i, (name, m) in enumerate(runs.items())],
         contrasts=[contrast(a, b) for a, b in zip(list(runs)[:1] * len(runs), list(runs)[1:], strict=False)],
         notes=[f"{len(runs)} students were compared on one test set: the best figure is optimistic."])
 
