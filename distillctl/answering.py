@@ -1,8 +1,10 @@
 """Let an entrant (teacher, base, student, baseline) answer whole splits, and time it.
 
-Latency is timed the same way for all: one request at a time, the same items, after a warm-up. For what
-answers over a network these are the first requests of the collection, so nothing is paid for twice; a
-model on this machine is asked again, which is free; a recording brings its own figures or none.
+Latency is timed the same way for all that could be put into production: one request at a time, the same
+items, after a warm-up. For what answers over a network these are the first requests of the collection, so
+nothing is paid for twice; a model on this machine is asked again, which is free; a recording brings its own
+figures or none. The untrained student is not timed: it is there to show what training did, and left to ramble
+it would take longer than all others together.
 """
 
 from __future__ import annotations
@@ -137,6 +139,8 @@ async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Re
         known = [answers[r.id].latency_s for r in (timed if over_network else requests["test"])]
         timing = {"source": "measured" if over_network else "recorded",
                   "latencies_s": [seconds for seconds in known if seconds is not None]}
+    elif who.role == "base":
+        timing = {"source": "measured", "latencies_s": []}
     else:
         timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
     return answers, {**timing, "replayed": who.predictor.replayed, "identity": dict(who.predictor.identity),

@@ -30,6 +30,8 @@ socket.socket.connect = _guarded_connect
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISTILLCTL_TESTING": "1"})
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes with a thread per core each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

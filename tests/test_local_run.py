@@ -1,0 +1,26 @@
+"""A whole run with `backend: local`: a tiny model really trained on this machine, from recipe to verdict."""
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+from support.tiny_models import save_tiny_model
+
+from distillctl.cli.main import cli
+
+
+def test_the_shipped_recipe_ends_with_a_verdict_and_the_untrained_model_is_not_timed(workspace: Path) -> None:
+    for name in ("routing.jsonl", "routing.teacher.jsonl"):
+        path = workspace / "recipes/data" / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:60]))
+    model = save_tiny_model(workspace / "tiny", max_position_embeddings=2048)
+    settings = [f"student.model={model}", "train.epochs=null", "train.max_steps=2", "train.batch_size=4",
+                "baseline=null", "evaluate.latency.items=2"]
+    done = CliRunner().invoke(cli, ["run", "recipes/routing.yaml", "--json",
+                                    *(part for setting in settings for part in ("--set", setting))],
+                              catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["verdict"]["word"] in ("viable", "marginal", "not ready")
+    timed = {one["role"]: one["latency"] is not None for one in metrics["evaluations"]}
+    assert timed == {"teacher": False, "student": True, "base": False}
