@@ -15,13 +15,10 @@ from typing import Literal
 from distillctl.context import Context
 from distillctl.deciding import evaluation_input
 from distillctl.errors import Problem, UsageError
-from distillctl.evaluate.errors import cell
 from distillctl.evaluate.evaluate import Entrant, EvaluationInput, evaluate
-from distillctl.evaluate.metrics import same_answer
 from distillctl.evaluate.results import Cell, LedgerItem
 from distillctl.store.files import write_jsonl
-from distillctl.task import Task
-from distillctl.types import JSON, Example, Prediction
+from distillctl.types import JSON, Example
 
 ErrorSplit = Literal["dev", "test"]
 
@@ -90,11 +87,8 @@ def find_errors(ctx: Context, split: ErrorSplit) -> Errors:
     pair = [_on(one, split) for one in whole.entrants if one.role in ("teacher", "student")]
     metrics = evaluate(EvaluationInput(whole.task, whole.verdict, examples, pair, (), whole.groups))
     ledger = next(one for one in metrics.comparisons if one.student == "student").items
-    said = {one.role: {p.id: p for p in one.predictions if p.sample == 0} for one in pair}
     by_id = {example.id: example for example in examples}
-    items = [_item(whole.task, by_id[one.id], one, said["teacher"].get(one.id), said["student"].get(one.id))
-             for one in ledger]
-    return Errors(split, len(examples), metrics.gold, items)
+    return Errors(split, len(examples), metrics.gold, [_item(by_id[one.id], one) for one in ledger])
 
 
 def write_seeds(errors: Errors, path: Path) -> int:
@@ -116,39 +110,6 @@ def _on(who: Entrant, split: ErrorSplit) -> Entrant:
     return Entrant(who.name, who.role, who.model, predictions)
 
 
-def _item(task: Task, example: Example, found: LedgerItem, teacher: Prediction | None,
-          student: Prediction | None) -> ErrorItem:
+def _item(example: Example, found: LedgerItem) -> ErrorItem:
     return ErrorItem(found.id, found.cell, example.fields, found.expected, found.teacher, found.student,
-                     _parts(task, found.expected, teacher, student))
-
-
-def _parts(task: Task, expected: JSON, teacher: Prediction | None, student: Prediction | None,
-           ) -> dict[str, Cell]:
-    """The cell of every field or check that one of the two has wrong."""
-    if expected is None:  # the teacher, who is the measure, gave no valid answer
-        return {}
-    scores = [_part_scores(task, who, expected) for who in (teacher, student)]
-    found = {}
-    for name in scores[0]:
-        right = [score[name] == 1.0 for score in scores]
-        where = cell(*right, same=not any(right) and _same_part(task, name, teacher, student, expected))
-        if where:
-            found[name] = where
-    return found
-
-
-def _part_scores(task: Task, who: Prediction | None, expected: JSON) -> dict[str, float]:
-    value = who.value if who else None
-    parts = task.score(value, expected).parts
-    return dict(parts) if value is not None else dict.fromkeys(parts, 0.0)
-
-
-def _same_part(task: Task, name: str, teacher: Prediction | None, student: Prediction | None,
-               expected: JSON) -> bool:
-    """Whether both say the same of a field; a check of a text looks at the whole text."""
-    if task.kind != "structured" or None in (teacher, student) or None in (teacher.value, student.value):
-        return same_answer(task, student, teacher, expected)
-    if (name in teacher.value) != (name in student.value):
-        return False
-    return name not in teacher.value or task.score(
-        student.value, {name: teacher.value[name]}).correct
+                     found.part_cells)

@@ -19,7 +19,7 @@ from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distillctl.errors import DataError, Problem, RecipeError
-from distillctl.evaluate.text_scores import LIKENESS, normal, rouge_l
+from distillctl.evaluate.text_scores import LIKENESS, LIKENESS_NAMES, normal, rouge_l
 from distillctl.recipe.models import ClassificationSpec, FieldSpec, StructuredSpec, TextSpec
 from distillctl.types import JSON, Message
 
@@ -91,6 +91,10 @@ class Task(ABC):
     @abstractmethod
     def target(self, value: JSON) -> str:
         """The text that a student learns for a parsed value; `parse(target(v))` gives v back."""
+
+    def how_scored(self, part: str) -> str:
+        """What makes a field or check right, in words."""
+        return ""
 
     @abstractmethod
     def score(self, value: JSON, expected: JSON) -> Score:
@@ -171,6 +175,12 @@ class StructuredTask(Task):
         return {name: wanted for name, wanted in (expected or {}).items()
                 if self._how(name).score != "ignore"}
 
+    def how_scored(self, part: str) -> str:
+        how = self._how(part)
+        return {"number": f"a number within {how.tolerance:g}", "set": "a list, order and repeats aside",
+                "bag": "a list, order aside", "list": "a list in order",
+                "text": f"ROUGE-L of at least {how.threshold:g}"}.get(how.score, how.score)
+
     def _how(self, name: str) -> FieldSpec:
         return self.spec.fields.get(name, FieldSpec())
 
@@ -210,6 +220,13 @@ class TextTask(Task):
             elif "must_include" not in wanted and "must_not_include" not in wanted:
                 parts["text"] = float(normal(text) == normal(wanted["text"]))
         return Score(bool(text) and bool(parts) and all(p == 1.0 for p in parts.values()), parts)
+
+    def how_scored(self, part: str) -> str:
+        alike = ("equal after normalisation" if self.spec.min_similarity is None else
+                 f"{LIKENESS_NAMES[self.spec.similarity]} of at least {self.spec.min_similarity:g}")
+        return {"must_include": "has every required term", "must_not_include": "has no forbidden term",
+                "min_words": f"at least {self.spec.min_words} words", "text": alike,
+                "max_words": f"at most {self.spec.max_words} words"}.get(part, "")
 
     def likeness(self, text: str, reference: str) -> float:
         """How alike two texts are, in [0, 1], as the recipe measures it."""

@@ -326,3 +326,24 @@ def test_importing_the_evaluator_loads_no_heavy_library():
     code = ("import sys, distillctl.evaluate.evaluate, distillctl.evaluate.compare; "
             "sys.exit(any(name in sys.modules for name in ('numpy', 'scipy', 'torch', 'jsonschema')))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_field_of_an_error_has_its_cell_and_says_how_it_is_scored():
+    task = structured(lines={"score": "number", "tolerance": 1}, title={"score": "ignore"})
+    expected = [{"file": "a", "lines": 5, "title": "x"}] * 3
+    teacher = [{"file": "a", "lines": 9}, {"file": "b", "lines": 6}, {"file": "a", "lines": 5}]
+    student = [{"file": "b", "lines": 9}, {"file": "b", "lines": 5}, None]
+    found = evaluate(given(expected, entrant("teacher", teacher, task), entrant("student", student, task),
+                           task=task))
+    assert [item.part_cells for item in found.comparisons[0].items] == [
+        {"file": "compression", "lines": "inherited"}, {"file": "inherited"},
+        {"file": "compression", "lines": "compression"}]
+    assert found.how_scored == {"file": "exact", "lines": "a number within 1"}
+
+
+@pytest.mark.parametrize(("settings", "part", "said"), [
+    ({"min_words": 3}, "min_words", "at least 3 words"), ({}, "text", "equal after normalisation"),
+    ({"min_similarity": 0.5}, "text", "ROUGE-L of at least 0.5"),
+    ({}, "must_include", "has every required term")])
+def test_a_check_of_a_text_says_what_makes_it_right(settings, part, said):
+    assert text(**settings).how_scored(part) == said

@@ -66,6 +66,27 @@ def test_the_page_shows_the_walk_and_what_other_thresholds_would_give():
 
 
 @FORMS
+def test_a_structured_task_shows_its_scores_and_each_field_with_how_it_is_scored(shown):
+    text = flat(shown(made.structured()))
+    for said in ("Fits the schema", "Whole object equal", "Field-F1", "citations (a list, order aside)"):
+        assert said in text
+
+
+@FORMS
+def test_a_text_task_shows_its_likeness_and_each_check(shown):
+    text = flat(shown(made.text())).replace("&#95;", "_")
+    for said in ("Equal to the expected text", "ROUGE-L", "0.810", "chrF", "0.770", "must_not_include"):
+        assert said in text
+
+
+@pytest.mark.parametrize("shown", [on_page, in_markdown])
+def test_every_field_has_its_errors_by_cell(shown):
+    text = flat(shown(made.structured())).replace(" | ", " ")
+    assert "Field or check Compression Inherited Both wrong, differently Corrected" in text
+    assert "confidence 4 3 0 0" in text
+
+
+@FORMS
 def test_slices_are_a_table_in_which_the_weak_one_stands_out(shown):
     metrics = made.decided(made.viable())
     assert [one.behind for one in metrics.slices] == [False, True, None]

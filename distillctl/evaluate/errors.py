@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 from distillctl.evaluate import intervals, stats
 from distillctl.evaluate.calibration import confidence
-from distillctl.evaluate.metrics import Scored, same_answer
+from distillctl.evaluate.metrics import Scored, part_scores, same_answer
 from distillctl.evaluate.results import Cell, Comparison, Interval, LedgerItem
 from distillctl.task import Task
 from distillctl.types import JSON, Example, Prediction
@@ -26,6 +26,33 @@ def cell(teacher_right: bool, student_right: bool, same: bool) -> Cell | None:
     if student_right:
         return "corrected"
     return "inherited" if same else "both_wrong_differently"
+
+
+def part_cells(task: Task, expected: JSON, teacher: Prediction | None, student: Prediction | None,
+               ) -> dict[str, Cell]:
+    """The cell of every field or check of one item that one of the two has wrong; none for labels, and none
+    where nothing is expected."""
+    if expected is None:  # the teacher, who is the measure, gave no valid answer
+        return {}
+    scores = [part_scores(task, who, expected) for who in (teacher, student)]
+    found = {}
+    for name in scores[0]:
+        right = [score[name] == 1.0 for score in scores]
+        where = cell(*right, same=not any(right) and _same_part(task, name, teacher, student, expected))
+        if where:
+            found[name] = where
+    return found
+
+
+def _same_part(task: Task, name: str, teacher: Prediction | None, student: Prediction | None,
+               expected: JSON) -> bool:
+    """Whether both say the same of a field; a check of a text looks at the whole text."""
+    if task.kind != "structured" or None in (teacher, student) or None in (teacher.value, student.value):
+        return same_answer(task, student, teacher, expected)
+    if (name in teacher.value) != (name in student.value):
+        return False
+    return name not in teacher.value or task.score(
+        student.value, {name: teacher.value[name]}).correct
 
 
 def against_teacher(task: Task, examples: Sequence[Example], expected: Sequence[JSON], teacher: Scored,
@@ -65,6 +92,7 @@ def _item(task: Task, example: Example, expected: JSON, where: Cell, teacher: Pr
     return LedgerItem(
         id=example.id, cell=where, prompt=task.render(example.fields, example.source)[-1]["content"],
         expected=expected, teacher=_said(teacher), student=_said(answer), parts=dict(student.parts[i]),
+        part_cells=part_cells(task, expected, teacher, answer),
         student_confidence=confidence(answer.answer.label_logprobs, answer.value, temperature)
         if answer else None)
 

@@ -135,6 +135,7 @@ def evaluate(given: EvaluationInput) -> Metrics:
         dev_digest=_digest(given.task, dev) if dev.examples else None, evaluations=evaluations,
         comparisons=comparisons, contrasts=contrasts, cascade=whole, no_cascade=no_cascade, slices=parts,
         economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
+        how_scored={name: given.task.how_scored(name) for one in evaluations for name in one.parts},
         label_suspects=label_suspects(comparisons[0]) if gold else [],
         verdict=decide(given.verdict, gold=gold, evaluations=evaluations, comparisons=comparisons,
                        contrasts=contrasts, design_effect=effect, cascade=whole, behind=behind),

@@ -56,10 +56,16 @@ def score(task: Task, answers: Sequence[Prediction | None], expected: Sequence[J
             right.append(False)
             parts.append({})
             continue
-        found = task.score(value, wanted)
-        right.append(found.correct and value is not None)
-        parts.append({name: part if value is not None else 0.0 for name, part in found.parts.items()})
+        right.append(value is not None and task.score(value, wanted).correct)
+        parts.append(part_scores(task, answer, wanted))
     return Scored(answers, right, parts)
+
+
+def part_scores(task: Task, answer: Prediction | None, expected: JSON) -> dict[str, float]:
+    """An answer's score per field or check; 0 for all of them without a valid answer."""
+    value = answer.value if answer else None
+    parts = task.score(value, expected).parts
+    return dict(parts) if value is not None else dict.fromkeys(parts, 0.0)
 
 
 def same_answer(task: Task, first: Prediction | None, second: Prediction | None, expected: JSON) -> bool:

@@ -163,6 +163,7 @@ class LedgerItem(Result):
     student: JSON
     student_confidence: float | None = None  # probability it gave its own answer
     parts: dict[str, float] = {}  # the student's score per field or check
+    part_cells: dict[str, Cell] = {}  # of each field or check that teacher or student has wrong
 
 
 class Comparison(Result):
@@ -356,6 +357,7 @@ class Metrics(Result):
     no_cascade: str | None = None  # why no threshold could be chosen though the student states probabilities
     slices: list[Slice] = []
     economics: Economics | None = None
+    how_scored: dict[str, str] = {}  # what makes a field or check right, in words
     label_suspects: list[str] = []  # ids in the ledger: a sure student and its teacher agree against gold
     verdict: Verdict
     notes: list[str] = []  # what a reader must know: replayed teacher, unknown figures

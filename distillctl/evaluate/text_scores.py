@@ -38,6 +38,7 @@ def chrf_available() -> bool:
     return find_spec("sacrebleu") is not None
 
 
+LIKENESS_NAMES: dict[Likeness, str] = {"rouge_l": "ROUGE-L", "chrf": "chrF"}
 LIKENESS: dict[Likeness, Callable[[str, str], float]] = {"rouge_l": rouge_l, "chrf": chrf}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distillctl.evaluate.results import (
     Cascade,
+    Cell,
     ComparedRun,
     Comparison,
     Confusion,
@@ -24,6 +26,10 @@ class Fact:
 
     value: str
     detail: str = ""
+
+
+Column = tuple[str, Callable[[Evaluation], Fact]]
+"""A figure: its name, and what it is of an entrant."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,13 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
     """Every figure of the comparison, in the order of `entrants`. Rows that no task of this kind has, and
     rows that do not apply to anybody here, are left out; a figure that is not known is "unknown"."""
     shown = entrants(metrics)
-    about: list[tuple[str, Callable[[Evaluation], Fact]]] = [
+    about: list[Column] = [
         ("Accuracy" if metrics.gold else "Agreement with the teacher", accuracy),
         ("Drop against the teacher", lambda e: _drop(metrics, e)),
     ]
     if any(e.macro_f1 for e in shown):
-        about.append(("Macro-F1", _macro_f1))
+        about.append(("Macro-F1", lambda e: _score(e.macro_f1)))
+    about += _by_kind(shown)
     about += [
         ("No valid answer", lambda e: Fact(f"{e.invalid.k:,} of {e.invalid.n:,}")),
         ("Latency, median", median),
@@ -95,6 +102,55 @@ def comparison_rows(metrics: Metrics) -> list[Row]:
             NOT_APPLICABLE if e.role in ("teacher", "base") else Fact(words.size(e.size_bytes)))))
     about.append(("Model", lambda e: Fact(e.model or words.UNKNOWN)))
     return [Row(name, tuple(of(e) for e in shown)) for name, of in about]
+
+
+def _by_kind(shown: Sequence[Evaluation]) -> list[Column]:
+    """The rows of structured and of text tasks."""
+    found: list[Column] = []
+    if any(e.structured for e in shown):
+        found += [
+            ("Fits the schema", lambda e: _percent(e.structured and e.structured.schema_valid.share)),
+            ("Whole object equal", lambda e: _percent(e.structured and e.structured.exact_object.share)),
+            ("Field-F1", lambda e: _score(e.structured and e.structured.field_f1))]
+    if any(e.text for e in shown):
+        found += [("Equal to the expected text", lambda e: _percent(e.text and e.text.exact.share)),
+                  ("ROUGE-L", lambda e: _score(e.text and e.text.rouge_l))]
+    if any(e.text and e.text.chrf for e in shown):
+        found.append(("chrF", lambda e: _score(e.text and e.text.chrf)))
+    return found
+
+
+def _percent(share: Interval | None) -> Fact:
+    return Fact(words.percent(share.value), words.percent_range(share)) if share else UNKNOWN
+
+
+def _score(value: Interval | None) -> Fact:
+    return Fact(words.score(value.value), words.score_range(value)) if value else UNKNOWN
+
+
+def part_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
+    """The mean score of each field or check, entrant by entrant, in the student's order."""
+    shown = [e for e in entrants(metrics) if e.parts]
+    columns = ["Field or check", *(words.title_of(e) for e in shown)]
+    return columns, [[_part_name(metrics, name), *(
+        _share(e.parts[name]) if name in e.parts else words.UNKNOWN for e in shown)]
+        for name in student_of(metrics).parts]
+
+
+def part_cell_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
+    """For every field or check that is wrong somewhere, on how many items in which cell."""
+    comparison = comparison_of(metrics, metrics.verdict.student)
+    counts: dict[str, Counter[Cell]] = {}
+    for item in comparison.items if comparison else ():
+        for name, where in item.part_cells.items():
+            counts.setdefault(name, Counter())[where] += 1
+    return ["Field or check", *(title.partition(":")[0] for title, _ in words.CELLS.values())], [
+        [name, *(f"{found[where]:,}" for where in words.CELLS)] for name, found in counts.items()]
+
+
+def _part_name(metrics: Metrics, name: str) -> str:
+    how = metrics.how_scored.get(name)
+    return f"{name} ({how})" if how else name
 
 
 def slice_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
@@ -180,7 +236,7 @@ def top_confusions(confusion: Confusion, most: int) -> list[tuple[str, str, int]
 
 
 def accuracy(e: Evaluation) -> Fact:
-    return Fact(words.percent(e.accuracy.share.value), words.percent_range(e.accuracy.share))
+    return _percent(e.accuracy.share)
 
 
 def _drop(metrics: Metrics, e: Evaluation) -> Fact:
@@ -188,10 +244,6 @@ def _drop(metrics: Metrics, e: Evaluation) -> Fact:
         return NOT_APPLICABLE
     found = comparison_of(metrics, e.name)
     return Fact(words.points(found.drop.value), words.points_range(found.drop)) if found else UNKNOWN
-
-
-def _macro_f1(e: Evaluation) -> Fact:
-    return Fact(words.score(e.macro_f1.value), words.score_range(e.macro_f1)) if e.macro_f1 else UNKNOWN
 
 
 def median(e: Evaluation) -> Fact:

@@ -33,8 +33,9 @@ def markdown_report(metrics: Metrics, run_name: str) -> str:
              words.settled(verdict, facts.student_of(metrics).n)]
     parts += [f"> {line}" for line in _stamps(metrics)]
     parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
-              _listed("What to try next", verdict.next_steps), _cascade(metrics), _slices(metrics),
-              _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics), _suspects(metrics)]
+              _listed("What to try next", verdict.next_steps), _parts(metrics), _cascade(metrics),
+              _slices(metrics), _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics),
+              _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -107,6 +108,16 @@ def _cascade(metrics: Metrics) -> str:
     return f"### For a part of the traffic\n\n{plain(line)}{table}"
 
 
+def _parts(metrics: Metrics) -> str:
+    if not facts.student_of(metrics).parts:
+        return ""
+    tables = [_table(*facts.part_table(metrics))]
+    columns, rows = facts.part_cell_table(metrics)
+    if rows:
+        tables.append(_table(columns, rows))
+    return "\n\n".join(["### By field or check", *tables])
+
+
 def _slices(metrics: Metrics) -> str:
     return f"### By slice\n\n{_table(*facts.slice_table(metrics))}" if metrics.slices else ""
 
@@ -130,7 +141,8 @@ def _suspects(metrics: Metrics) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([plain(cut(cell, 120)) for cell in row] for row in rows)]
+    lines = [[plain(cut(cell, 120)) for cell in row] for row in (columns, *rows)]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

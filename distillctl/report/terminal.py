@@ -55,10 +55,23 @@ def comparison_table(metrics: Metrics) -> RenderableType:
         made.add_column(_under(heading, role) if role else heading, overflow="fold")
     for row in facts.comparison_rows(metrics):
         made.add_row(_text(row.name), *(_fact(fact) for fact in row.facts))
-    shown_too: list[RenderableType] = [_slices(metrics)] if metrics.slices else []
+    shown_too: list[RenderableType] = []
+    if facts.student_of(metrics).parts:
+        shown_too.append(_plain("By field or check", *facts.part_table(metrics)))
+    if metrics.slices:
+        shown_too.append(_slices(metrics))
     if stamp := words.replay_stamp(metrics.evaluations):
         shown_too.append(Text(stamp, "yellow"))
     return Group(made, *shown_too) if shown_too else made
+
+
+def _plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    made = _table(title)
+    for name in columns:
+        made.add_column(_text(name), overflow="fold")
+    for row in rows:
+        made.add_row(*(_text(cell) for cell in row))
+    return made
 
 
 def _slices(metrics: Metrics) -> Table:

@@ -24,7 +24,9 @@ from distillctl.evaluate.results import (
     Latency,
     LedgerItem,
     Metrics,
+    StructuredScores,
     SweetSpot,
+    TextScores,
     Throughput,
     Verdict,
 )
@@ -239,7 +241,9 @@ def structured() -> Metrics:
                  "confidence": "high"},
         student={"answer": "It is a match.", "citations": [1, 2], "answerable": True, "confidence": "low"}
         if i % 3 else '{"answer": "It is a match that is not exh',
-        parts={"citations": 0.0, "answerable": 1.0, "confidence": 0.0}) for i in range(7)]
+        parts={"citations": 0.0, "answerable": 1.0, "confidence": 0.0},
+        part_cells={"citations": "compression", "confidence": "compression" if i % 3 else "inherited"})
+        for i in range(7)]
     evaluations = []
     for name, role in (("teacher", "teacher"), ("student", "student")):
         share = count(sum(e == a for e, a in marks[name]), n)
@@ -247,10 +251,13 @@ def structured() -> Metrics:
         evaluations.append(Evaluation(
             name=name, role=role, model=f"{name}-model", n=n, accuracy=share, invalid=count(3, n),
             latency=latency(1.9 if role == "teacher" else .6, n=12),
+            structured=StructuredScores(schema_valid=count(n - 3, n), exact_object=share,
+                                        field_f1=interval(part + .04, part - .03, part + .09)),
             parts={field: interval(min(1, part + up), min(1, part + up - .08), min(1, part + up + .06))
                    for field, up in (("citations", .02), ("answerable", .06), ("confidence", -.1))}))
     return Metrics(
         task_kind="structured", gold=True, test_digest="sha256:" + "cd" * 32, evaluations=evaluations,
+        how_scored={"citations": "a list, order aside", "answerable": "exact", "confidence": "exact"},
         comparisons=[compare("student", marks["teacher"], marks["student"], interval(3.2, 2.8, 3.7))
                      .model_copy(update={"items": items})],
         verdict=Verdict(
@@ -269,10 +276,13 @@ def text() -> Metrics:
         prompt=f"Rewrite the last question as one search query.\n\nConversation:\nUser: is {i} ok?\n\nQuery:",
         expected={"text": "Peatvault backup size 7 November", "must_include": ["Peatvault", "7 November"]},
         teacher="Peatvault backup size 7 November", student="How much did last night's backup add?",
-        parts={"must_include": 0.0, "must_not_include": 1.0}) for i in range(5)]
+        parts={"must_include": 0.0, "must_not_include": 1.0}, part_cells={"must_include": "compression"})
+        for i in range(5)]
     evaluations = [Evaluation(
         name=name, role=name, model=f"{name}-model", n=n, invalid=count(0, n), replayed=name == "teacher",
         accuracy=count(sum(e == a for e, a in pairs[name]), n),
+        text=TextScores(n=n, exact=count(30, n), rouge_l=interval(.81, .75, .86),
+                        chrf=interval(.77, .7, .83)),
         parts={"must_include": interval(.8, .7, .9), "must_not_include": interval(1, .92, 1)})
         for name in ("teacher", "student")]
     return Metrics(
@@ -317,7 +327,7 @@ def hostile(payload: str) -> Metrics:
     made = decided(classification(student=.5, teacher=.7, n=12, labels=labels))
     evil = {"model": payload, "cost": Cost(usd_per_1000=1, source=payload)}
     items = [LedgerItem(id=payload, cell=cell, prompt=payload, expected=payload, student=value,
-                        teacher=payload, parts={payload: 0.5})
+                        teacher=payload, parts={payload: 0.5}, part_cells={payload: cell})
              for cell in ("compression", "inherited", "both_wrong_differently", "corrected")
              for value in (payload, {payload: payload}, [payload])]
     return made.model_copy(update={
@@ -329,7 +339,7 @@ def hostile(payload: str) -> Metrics:
         "economics": made.economics.model_copy(update={
             "sentence": payload, "unknown": [payload], "assumed": [payload], "training_source": payload,
             "scenarios": [s.model_copy(update={"name": payload}) for s in made.economics.scenarios]}),
-        "label_suspects": [payload],
+        "label_suspects": [payload], "how_scored": {payload: payload},
         "contrasts": [c.model_copy(update={"first": payload, "second": payload}) for c in made.contrasts],
         "verdict": made.verdict.model_copy(update={
             "sentence": payload, "reasons": [payload], "next_steps": [payload]}),
