@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,serve,text,parquet,dev
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test bench-train
 
 setup: $(VENV)/.installed
 
@@ -21,3 +21,6 @@ demo: setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+bench-train: setup
+	$(BIN)/python benchmarks/bench_train.py --prefix 0 400

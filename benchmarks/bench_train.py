@@ -1,11 +1,12 @@
 """Training time and memory on a bounded task: TRL as it comes, TRL tuned, and distillctl.
 
-    python benchmarks/bench_train.py [--steps 6] [--batch 16] [--prefix 400] [--recipe recipes/routing.yaml]
+    python benchmarks/bench_train.py [--steps 6] [--batch 16] [--prefix 0 400] [--recipe recipes/routing.yaml]
 
 All train the same adapter (rank, learning rate, seed of the recipe) on the same rows in the same order, so
 that their losses can be compared step by step. Each runs in a process of its own; memory is the peak
-resident set of that process, time the median of the steps after the first. Run it on an idle machine.
---prefix puts recorded examples before the prompt until it begins with that many tokens on every row.
+resident set of that process, time the median of the steps after the first. Run it on an idle machine: where
+other programs compute too, only the processor time (of all cores together) can be compared. A table for
+each --prefix: worked examples before the prompt until it begins with that many tokens on every row.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,34 +45,43 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/routing.yaml"))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--prefix", type=int, default=0, help="tokens that every prompt shall begin with")
+    parser.add_argument("--prefix", type=int, nargs="+", default=[0],
+                        help="tokens that every prompt shall begin with; several make several tables")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--child", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         train_with_trl(args.child[0], Path(args.child[1]))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        rows = prepare(args, Path(folder))
-        echo(f"{args.steps} steps of {args.batch} rows on {processor_name()}, {os.cpu_count()} cores")
-        behind = f", prompts behind {args.prefix} tokens" if args.prefix else ""
-        echo(f"{rows} rows of {args.recipe}{behind}\n")
-        echo("| | s/step | examples/s | peak memory | loss at the last steps | speed |")
-        echo("|---|---|---|---|---|---|")
-        first = None
-        for way in args.ways:
-            seconds, losses, peak = measure(way, Path(folder))
-            first = first or seconds
-            echo(f"| {WAYS[way]} | {seconds:.2f} | {args.batch / seconds:.1f} | {peak / 2**30:.1f} GiB "
-                f"| {statistics.mean(losses[-3:]):.4f} | {first / seconds:.1f}× |")
+    echo(f"{args.steps} steps of {args.batch} rows on {processor_name()}, {os.cpu_count()} cores, "
+         f"load average {os.getloadavg()[0]:.1f} before")
+    for prefix in args.prefix:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = prepare(args, prefix, Path(folder))
+            behind = f", prompts behind {prefix} more tokens" if prefix else ""
+            echo(f"\n{rows} rows of {args.recipe}{behind}\n")
+            compare(args, Path(folder))
 
 
-def prepare(args: argparse.Namespace, folder: Path) -> int:
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Train in every way and print a table, the first way being what the others are compared with."""
+    echo("| | s/step | processor s/step | examples/s | peak memory | loss, first to last step | speed |")
+    echo("|---|---|---|---|---|---|---|")
+    first = None
+    for way in args.ways:
+        cost = measure(way, folder)
+        first = first or cost.seconds
+        echo(f"| {WAYS[way]} | {cost.seconds:.2f} | {cost.processor_s:.2f} | {args.batch / cost.seconds:.1f} "
+             f"| {cost.peak_bytes / 2**30:.1f} GiB | {' '.join(f'{loss:.3f}' for loss in cost.losses)} "
+             f"| {first / cost.seconds:.1f}× |")
+
+
+def prepare(args: argparse.Namespace, prefix: int, folder: Path) -> int:
     """Write the job that all ways train: the gold answers of the recipe's training rows."""
     loaded = load_recipe(args.recipe)
     splits, _ = load_splits(loaded.recipe.data, loaded.task, loaded.resolve)
     task = loaded.task
-    before = shared_text(args, task, splits["train"])
+    before = shared_text(args.recipe, prefix, task, splits["train"])
     rows = []
     for example in splits["train"]:
         messages = task.render(example.fields, example.source)
@@ -86,24 +97,34 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
     return len(rows)
 
 
-def shared_text(args: argparse.Namespace, task, examples) -> str:
-    """Worked examples, as many as make `--prefix` tokens."""
-    if not args.prefix:
+def shared_text(recipe: Path, prefix: int, task, examples) -> str:
+    """Worked examples, as many as make `prefix` tokens."""
+    if not prefix:
         return ""
     from distillctl_local.models import load_tokenizer
 
-    tokenizer = load_tokenizer(load_recipe(args.recipe).recipe.student.model)
+    tokenizer = load_tokenizer(load_recipe(recipe).recipe.student.model)
     text = ""
     for example in examples:
-        if len(tokenizer(text).input_ids) >= args.prefix:
+        if len(tokenizer(text).input_ids) >= prefix:
             break
         first = next(value for value in example.fields.values() if isinstance(value, str) and value)
         text += f"{first} -> {task.target(example.expected)}\n"
     return text + "\n"
 
 
-def measure(way: str, job: Path) -> tuple[float, list[float], int]:
-    """Median seconds of a step, losses, and peak memory in bytes of one training in its own process."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one step, the median; processor_s is that of all cores together. losses: of every step."""
+
+    seconds: float
+    processor_s: float
+    peak_bytes: int
+    losses: list[float]
+
+
+def measure(way: str, job: Path) -> Cost:
+    """Train in one way, in a process of its own."""
     folder = job / way
     folder.mkdir()
     for name in ("train.jsonl", "job.json"):
@@ -119,14 +140,33 @@ def measure(way: str, job: Path) -> tuple[float, list[float], int]:
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log,
                                  env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
-        _, status, usage = os.wait4(child.pid, 0)
+        used: dict[int, float] = {}  # processor seconds at the moment when a step was seen to be done
+        while True:
+            processor_s = processor_seconds(child.pid)
+            used.setdefault(len(step_events(folder)), processor_s)
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.02)
         child.returncode = status
     if status:
         raise SystemExit(f"{way} failed:\n{(folder / 'log').read_text()[-2000:]}")
-    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if "loss" in row["data"]]
-    times = [b["time"] - a["time"] for a, b in pairwise(steps)]
-    return statistics.median(times), [row["data"]["loss"] for row in steps], usage.ru_maxrss * 1024
+    steps = step_events(folder)
+    return Cost(statistics.median(b["time"] - a["time"] for a, b in pairwise(steps)),
+                statistics.median(used[b] - used[a] for a, b in pairwise(sorted(used)) if a and b == a + 1),
+                usage.ru_maxrss * 1024, [row["data"]["loss"] for row in steps])
+
+
+def step_events(folder: Path) -> list[dict]:
+    path = folder / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [row for row in map(json.loads, lines) if "loss" in row["data"]]
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process that was not waited for yet."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def train_with_trl(way: str, folder: Path) -> None:

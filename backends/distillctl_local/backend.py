@@ -52,7 +52,7 @@ class LocalBackend:
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
         data_leaves_machine=False, reports_cost=False, student_is_local=True, untrained_answers=True,
-        training_version=2)
+        training_version=3)
     Settings: ClassVar[type[LocalSettings]] = LocalSettings
 
     def __init__(self, settings: LocalSettings, env: BackendEnv) -> None:

@@ -23,7 +23,8 @@ class LabelChoice:
 
     -log p(token) is -log p(token | one of the possible ones) - log p(one of the possible ones). The second
     part is large at first and soon learnt, but until then its gradient hides the first one's, on which the
-    answer depends. It gets the weight OTHERS: enough that the student writes labels unasked too.
+    answer depends. It gets the weight OTHERS: enough that the student writes labels unasked too. That is
+    OTHERS of the loss among all tokens and the rest of the loss among the possible ones.
     """
 
     OTHERS = 0.1
@@ -43,10 +44,11 @@ class LabelChoice:
         nodes = [self._node[tuple(row.completion[:number])]
                  for row in rows for number in range(len(row.completion))]
         possible = self._possible.to(logits.device)[nodes]
+        targets = _targets(logits, rows)
         scores = logits.gather(1, possible.clamp(min=0)).masked_fill(possible < 0, float("-inf"))
-        among = scores.logsumexp(1)
-        chosen = logits.gather(1, _targets(logits, rows)[:, None])[:, 0]
-        return ((among - chosen) + self.OTHERS * (logits.logsumexp(1) - among)).sum()
+        chosen = (possible == targets[:, None]).int().argmax(1)
+        among = cross_entropy(scores, chosen, reduction="sum")
+        return self.OTHERS * cross_entropy(logits, targets, reduction="sum") + (1 - self.OTHERS) * among
 
 
 def _targets(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

@@ -16,6 +16,7 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -153,7 +154,7 @@ def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     ids = torch.tensor([prefix], device=model.device)
     cache = DynamicCache(config=model.config)
-    with attention_is(model, "eager"):
+    with attention_is(model, "eager"), _last_mlp_at(model, []):
         _backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = [(layer.keys, layer.values) for layer in cache.layers]
     leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
@@ -188,16 +189,40 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
     ids = torch.tensor([[token for rest in rests for token in rest]], device=device)
     positions = torch.cat([torch.arange(prefix, prefix + len(rest)) for rest in rests])[None].to(device)
     layout = _Layout(leaves, list(_groups([len(rest) for rest in rests], model.dtype, device)))
-    with attention_is(model, NAME):
-        hidden = _backbone(model)(
-            input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
-            attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     places: list[int] = []
     end = 0
     for row, rest in zip(batch, rests, strict=True):
         end += len(rest)
         places += range(end - len(row.completion), end)
+    with attention_is(model, NAME), _last_mlp_at(model, places):
+        hidden = _backbone(model)(
+            input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
+            attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     return hidden[0, places]
+
+
+@contextmanager
+def _last_mlp_at(model: PreTrainedModel, places: Sequence[int]) -> Iterator[None]:
+    """Compute the last layer's feed-forward part at `places` of the stream alone: elsewhere nobody reads
+    what comes out. A thirtieth of the time of a model of thirty layers."""
+    mlp = getattr(_backbone(model).layers[-1], "mlp", None)
+    if mlp is None:
+        yield
+        return
+    plain = mlp.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        if not places:
+            return out
+        index = torch.tensor(places, device=x.device)
+        return out.index_copy(1, index, plain(x.index_select(1, index)))
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        mlp.forward = plain
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
