@@ -23,9 +23,9 @@ from distillctl.budget import Budget
 from distillctl.collect import Collected, CollectOptions, Progress, collect
 from distillctl.context import Context, LearnerRole, machine
 from distillctl.errors import Problem, UsageError
-from distillctl.predictors import open_teacher
+from distillctl.predictors import LiveTeacher, open_judge, open_teacher
 from distillctl.progress import seconds_text
-from distillctl.recipe.models import RecordedTeacher
+from distillctl.recipe.models import JudgeSpec, RecordedTeacher
 from distillctl.recipe.models import Stability as StabilitySpec
 from distillctl.select import predictions_of, requests_of
 from distillctl.stability import Stability, measure
@@ -55,11 +55,23 @@ def teacher(ctx: Context) -> Iterator[Answerer]:
     if isinstance(spec, RecordedTeacher):
         yield Answerer("teacher", predictor, CollectOptions(), paid=False)
         return
-    if ctx.options.offline and not on_this_machine(spec.base_url):
-        raise UsageError(Problem(
-            "--offline: this teacher is asked over the network", field="teacher.provider",
-            value=spec.provider, hint="use a recorded teacher, or run without --offline"))
+    _check_offline(ctx, spec, "teacher", "use a recorded teacher")
     yield Answerer("teacher", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True)
+
+
+@contextmanager
+def judge(ctx: Context) -> Iterator[Answerer]:
+    """The recipe's judge. Raises MissingExtra, UsageError (no key)."""
+    spec = ctx.recipe.evaluate.judge
+    _check_offline(ctx, spec, "evaluate.judge", "leave it out")
+    predictor = open_judge(spec)
+    yield Answerer("judge", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True)
+
+
+def _check_offline(ctx: Context, spec: LiveTeacher | JudgeSpec, block: str, instead: str) -> None:
+    if ctx.options.offline and not on_this_machine(spec.base_url):
+        raise UsageError(Problem("--offline: this model is asked over the network", field=f"{block}.provider",
+                                 value=spec.provider, hint=f"{instead}, or run without --offline"))
 
 
 @contextmanager
@@ -97,6 +109,11 @@ def stability(ctx: Context, who: Answerer, wanted: StabilitySpec) -> Stability:
     return asyncio.run(_closing(who, measure(
         who.predictor, ctx.task, requests, items=wanted.items, samples=wanted.samples,
         min_agreement=wanted.min_agreement, options=who.options, **collecting(ctx, who))))
+
+
+def ask_all(ctx: Context, who: Answerer, requests: Sequence[Request]) -> Collected:
+    """Answers to all of `requests`; who answers is closed after."""
+    return asyncio.run(_closing(who, ask(ctx, who, requests)))
 
 
 async def ask(ctx: Context, who: Answerer, requests: Sequence[Request],

@@ -10,7 +10,7 @@ from distillctl.context import Context
 from distillctl.data import load_splits
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.evaluate.slices import check_fields
-from distillctl.predictors import structured_output_warnings
+from distillctl.predictors import model_warnings
 from distillctl.recipe.load import load_recipe
 from distillctl.store.workspace import Workspace
 from distillctl.types import JSON, SPLITS
@@ -51,7 +51,7 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
         raise UsageError(*problems)
     rows = {split: len(splits[split]) for split in SPLITS}
     recipe = ctx.recipe
-    warnings = [*warnings, *structured_output_warnings(recipe.teacher, ctx.task.json_schema)]
+    warnings = [*warnings, *model_warnings(recipe, ctx.task.json_schema)]
     counts = ", ".join(f"{count} {split}" for split, count in rows.items())
     trained = f"{ctx.learner('student').model} at {recipe.backend}"
     if recipe.baseline:

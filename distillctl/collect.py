@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from distillctl.budget import Budget
-from distillctl.errors import BudgetError, DistillctlError, Problem, StudentError, TeacherError
+from distillctl.errors import BudgetError, DistillctlError, JudgeError, Problem, StudentError, TeacherError
 from distillctl.predictors import LiveTeacher
 from distillctl.prices import prompt_tokens_at_most
+from distillctl.recipe.models import JudgeSpec
 from distillctl.retry import Gate, Pace, Timing, back_off
 from distillctl.store.ledger import Ledger, answer_key
 from distillctl.store.recorder import Recorder
@@ -54,8 +55,9 @@ class CollectOptions:
     grace: float = 5.0
 
     @classmethod
-    def for_teacher(cls, spec: LiveTeacher, max_cost: Callable[[Request], float | None]) -> CollectOptions:
-        """The options that a recipe's live teacher asks for; max_cost is its predictor's."""
+    def for_teacher(cls, spec: LiveTeacher | JudgeSpec, max_cost: Callable[[Request], float | None],
+                    ) -> CollectOptions:
+        """The options that a recipe's live teacher or judge asks for; max_cost is its predictor's."""
         return cls(spec.concurrency, spec.requests_per_minute, spec.tokens_per_minute, spec.timeout,
                    spec.max_failures, spec.max_tokens, max_cost)
 
@@ -340,11 +342,11 @@ class _Collection:
                                     {key: cost for key, _, _, cost in rows if cost is not None})
 
     def _error_of(self, problem: Problem) -> DistillctlError:
-        return TeacherError(problem) if self._kind == "teacher" else StudentError(problem)
+        return {"teacher": TeacherError, "judge": JudgeError}.get(self._kind, StudentError)(problem)
 
     def _with_advice(self, error: BaseException) -> BaseException:
         """The error that ended the collection, with what was kept: known only now that all is recorded."""
-        if not isinstance(error, TeacherError | StudentError | BudgetError):
+        if not isinstance(error, TeacherError | JudgeError | StudentError | BudgetError):
             return error
         answered = self._meter.done - self._meter.failed
         kept = f"{answered} of {self._meter.total} prompts are answered and kept"

@@ -181,12 +181,19 @@ class Context:
         return parts
 
     def answering_parts(self) -> dict[str, JSON]:
-        only_scoring = {"base", "cascade", "slices"}
+        only_scoring = {"base", "cascade", "judge", "slices"}
         return {"evaluate": self.recipe.evaluate.model_dump(mode="json", exclude=only_scoring)}
+
+    def judge_parts(self) -> dict[str, JSON]:
+        judge = self.recipe.evaluate.judge
+        return {"judge": judge and judge.model_dump(
+            mode="json", exclude={*_NOT_IDENTITY, "price", "min_agreement"})}
 
     def scoring_parts(self) -> dict[str, JSON]:
         recipe = self.recipe
-        return {"verdict": recipe.verdict.model_dump(mode="json"),
+        judge = recipe.evaluate.judge
+        return {**({"judge": judge.min_agreement} if judge else {}),
+                "verdict": recipe.verdict.model_dump(mode="json"),
                 "evaluate": recipe.evaluate.model_dump(mode="json", include={"cascade", "slices"}),
                 "economics": recipe.economics.model_dump(mode="json")}
 

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from distillctl import judge
 from distillctl.context import Context, machine
 from distillctl.doctor import installed_version
 from distillctl.errors import DataError, Problem, UsageError
-from distillctl.evaluate.evaluate import Entrant, EvaluationInput, evaluate
+from distillctl.evaluate.evaluate import Entrant, EvaluationInput, Judging, evaluate
 from distillctl.evaluate.results import Metrics, Role, Throughput
 from distillctl.paid import paid_for
 from distillctl.predictors import teacher_price
@@ -42,8 +43,11 @@ def evaluation_input(ctx: Context, student: Entrant | None = None) -> Evaluation
     group = ctx.recipe.data.group
     groups = {e.id: str(e.fields.get(group)) for e in (*test, *dev)} if group else None
     wanted = ctx.recipe.evaluate
+    judged = None
+    if wanted.judge and student is None:
+        judged = Judging(*judge.judged_of(ctx), wanted.judge.model, wanted.judge.min_agreement)
     return EvaluationInput(ctx.task, ctx.recipe.verdict, test, entrants, dev, groups, wanted.cascade,
-                           wanted.slices, ctx.recipe.economics, paid_for(ctx))
+                           wanted.slices, ctx.recipe.economics, paid_for(ctx), judged)
 
 
 def _recorded_price(spec: TeacherCost) -> PricePoint | None:

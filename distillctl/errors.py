@@ -80,6 +80,10 @@ class TeacherError(DistillctlError):
     """The teacher cannot be asked, or its answers cannot be used."""
 
 
+class JudgeError(DistillctlError):
+    """The judge cannot be asked."""
+
+
 class BudgetError(DistillctlError):
     """Going on would cost more than the recipe allows."""
 

@@ -27,8 +27,8 @@ def paid_for(ctx: Context) -> Paid:
     spec = ctx.recipe.economics
     if spec.training_usd is not None:
         return Paid(spec.training_usd, "as the recipe says")
-    own = ctx.ledger.spent(ctx.run_id)
-    spent = ctx.ledger.spent(ctx.run_id, shared=_shared(ctx))
+    own = ctx.ledger.spent(ctx.run_id, apart_from="judge")  # a judge helps to decide, the student needs none
+    spent = ctx.ledger.spent(ctx.run_id, shared=_shared(ctx), apart_from="judge")
     if spent.unknown:
         return Paid(None, f"{spent.unknown:,} of the things that were paid for have no known price")
     source = f"what this run spent, {money(own.usd)}"

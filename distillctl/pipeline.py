@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distillctl import deciding, stages
+from distillctl import deciding, judge, stages
 from distillctl.context import Context, LearnerRole
 from distillctl.errors import Problem, UsageError
 from distillctl.store.files import digest_json
@@ -86,6 +86,11 @@ def stages_of(ctx: Context) -> list[Stage]:
             ("predictions/base.test.jsonl", "timings/base.json"),
             lambda ctx: ctx.answering_parts(), stages.answer_base))
         scored.append("answer-base")
+    if recipe.evaluate.judge:
+        found.append(Stage("judge", "let the judge compare the student's texts with the teacher's",
+                           ("teacher", "answer-student"), (judge.FILE,), lambda ctx: ctx.judge_parts(),
+                           judge.ask_judge))
+        scored.append("judge")
     if recipe.baseline:
         found.extend(_learner_stages("baseline"))
         scored.append("answer-baseline")

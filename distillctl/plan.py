@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from distillctl import answering, stages
+from distillctl import answering, judge, stages
 from distillctl.backend import TrainJob, Unreachable
 from distillctl.context import Context, LearnerRole
 from distillctl.data import load_splits
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.pipeline import Step, select_until, steps_of
-from distillctl.predictors import structured_output_warnings, teacher_price
-from distillctl.prices import estimate
+from distillctl.predictors import LiveTeacher, model_warnings, teacher_price
+from distillctl.prices import Estimate, estimate
 from distillctl.progress import seconds_text
+from distillctl.recipe.models import JudgeSpec
 from distillctl.select import requests_of
 from distillctl.store.files import write_jsonl
 from distillctl.store.ledger import answer_key
@@ -82,6 +83,7 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
     if not to_run:
         return plan
     splits = _examples(ctx, plan, "data" in to_run)
+    plan.warnings += model_warnings(ctx.recipe, ctx.task.json_schema)
     rows = {row.stage: row for row in plan.rows}
     if "teacher" in to_run:
         _plan_teacher(ctx, plan, rows["teacher"], splits)
@@ -90,6 +92,10 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
             _plan_training(ctx, plan, rows[f"train-{role}"], role, splits)
         if f"answer-{role}" in rows:
             rows[f"answer-{role}"].calls = len(splits["dev"]) + len(splits["test"])
+    if "judge" in to_run:
+        known = not to_run & {"data", "teacher", "answer-student"}
+        _plan_judge(ctx, plan, rows["judge"], judge.requests_of(ctx, judge.pairs_of(ctx)) if known else
+                    _judge_at_most(ctx, splits))
     if plan.usd and plan.usd[1] > plan.budget_usd:
         plan.warnings.append(f"it may cost up to ${plan.usd[1]:.2f}; the budget of ${plan.budget_usd:.2f} "
                              "stops it before")
@@ -133,26 +139,64 @@ def _plan_recording(plan: Plan, row: PlanRow, missing: list[str]) -> None:
 def _plan_calls(ctx: Context, plan: Plan, row: PlanRow, who: answering.Answerer,
                 requests: list[Request]) -> None:
     teacher = ctx.recipe.teacher
+    repeats = (teacher.stability.samples - 1) * teacher.stability.items if teacher.stability else 0
+    found = _unasked(ctx, who, requests, teacher)
+    share = 1 + repeats / max(1, len(requests))
+    row.calls, row.tokens = found.calls + repeats, round(found.tokens_in * share)
+    row.usd = None if found.usd_at_most is None else found.usd_at_most * share
+    _plan_sending(plan, row, teacher, "prompts")
+    _plan_price(ctx, plan, row, "teacher")
+
+
+def _plan_judge(ctx: Context, plan: Plan, row: PlanRow, requests: list[Request]) -> None:
+    """What asking the judge takes, at most: which pairs it is asked follows from the student's answers."""
+    spec = ctx.recipe.evaluate.judge
+    try:
+        with answering.judge(ctx) as who:
+            found = _unasked(ctx, who, requests, spec)
+    except DistillctlError as error:
+        plan.problems += error.problems
+        return
+    row.calls, row.tokens, row.usd = found.calls, found.tokens_in, found.usd_at_most
+    _plan_sending(plan, row, spec, "texts")
+    _plan_price(ctx, plan, row, "evaluate.judge")
+
+
+def _judge_at_most(ctx: Context, splits: dict[Split, list[Example]]) -> list[Request]:
+    """As many questions as the judge may be asked, with answers of the greatest length."""
+    spec, longest = ctx.recipe.evaluate.judge, ctx.recipe.evaluate.max_tokens
+    student = "x" * 2 * longest  # counted as a token for two bytes
+    teacher = "y" * 2 * getattr(ctx.recipe.teacher, "max_tokens", longest)
+    pairs = [judge.Pair(example.id, split, "\n\n".join(m["content"] for m in request.messages), teacher,
+                        student)
+             for split in ("test", "dev") for example, request in
+             list(zip(splits[split], requests_of(ctx.task, splits[split]), strict=True))[:spec.items]]
+    return judge.requests_of(ctx, pairs)
+
+
+def _unasked(ctx: Context, who: answering.Answerer, requests: list[Request],
+             spec: LiveTeacher | JudgeSpec) -> Estimate:
+    """What those of `requests` cost that the ledger has no answer to."""
     keys = {answer_key(who.predictor.identity, request): request for request in requests}
     if ctx.workspace.has_ledger():
         for key in ctx.ledger.answers(list(keys)):
             del keys[key]
-    repeats = (teacher.stability.samples - 1) * teacher.stability.items if teacher.stability else 0
-    found = estimate(keys.values(), teacher_price(teacher), teacher.max_tokens)
-    share = 1 + repeats / max(1, len(requests))
-    row.calls, row.tokens = found.calls + repeats, round(found.tokens_in * share)
-    row.usd = None if found.usd_at_most is None else found.usd_at_most * share
-    place = teacher.base_url or f"the {teacher.provider} API"
-    row.notes.append(f"prompts go to {place}")
-    plan.warnings += structured_output_warnings(teacher, ctx.task.json_schema)
-    if row.calls:
-        if row.usd is None and ctx.recipe.budget.max_usd is not None:
-            plan.problems.append(Problem(
-                "the price of the teacher is unknown, so the budget cannot be kept",
-                where=ctx.loaded.where("teacher"), field="teacher.price", hint="give it in US dollars per "
-                "million tokens: {input: 0.4, output: 1.6}; {input: 0, output: 0} for a server of your own"))
-        if not answering.on_this_machine(teacher.base_url):
-            plan.sends_to.append(place)
+    return estimate(keys.values(), teacher_price(spec), spec.max_tokens)
+
+
+def _plan_sending(plan: Plan, row: PlanRow, spec: LiveTeacher | JudgeSpec, what: str) -> None:
+    place = spec.base_url or f"the {spec.provider} API"
+    row.notes.append(f"{what} go to {place}")
+    if row.calls and not answering.on_this_machine(spec.base_url) and place not in plan.sends_to:
+        plan.sends_to.append(place)
+
+
+def _plan_price(ctx: Context, plan: Plan, row: PlanRow, block: str) -> None:
+    if row.calls and row.usd is None:
+        plan.problems.append(Problem(
+            f"the price of the {block.rpartition('.')[2]} is unknown, so the budget cannot be kept",
+            where=ctx.loaded.where(block), field=f"{block}.price", hint="give it in US dollars per "
+            "million tokens: {input: 0.4, output: 1.6}; {input: 0, output: 0} for a server of your own"))
     _add_cost(plan, None if row.usd is None else (0.0, row.usd))
 
 

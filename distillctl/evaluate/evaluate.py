@@ -18,8 +18,18 @@ from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration, confid
 from distillctl.evaluate.cost import cost, server, teacher_cost
 from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.errors import against_teacher, label_suspects
+from distillctl.evaluate.judging import Judged, judge_scores
 from distillctl.evaluate.latency import MIN_FOR_MEDIAN, MIN_FOR_P95, latency, speedup
-from distillctl.evaluate.results import Calibration, Cascade, Cost, Evaluation, Metrics, Role, Throughput
+from distillctl.evaluate.results import (
+    Calibration,
+    Cascade,
+    Cost,
+    Evaluation,
+    JudgeScores,
+    Metrics,
+    Role,
+    Throughput,
+)
 from distillctl.evaluate.threshold import Walk
 from distillctl.evaluate.verdict import decide
 from distillctl.evaluate.wording import plural
@@ -68,12 +78,23 @@ class Entrant:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """What a judge said: of each pair its item's id, the pair, US dollars of all; and the recipe's bar."""
+
+    ids: Sequence[str]
+    pairs: Sequence[Judged]
+    usd: float | None
+    model: str
+    min_agreement: float
+
+
+@dataclass(frozen=True)
 class EvaluationInput:
     """Everything that an evaluation needs.
 
     entrants: one teacher, one student, and base models and baselines where there are any. groups: by item
     id, where rows belong together (the recipe's `data.group`); intervals then allow for it. cascade,
-    slices, economics: as in the recipe. paid: what getting the student cost.
+    slices, economics: as in the recipe. paid: what getting the student cost. judging: of a text task.
     """
 
     task: Task
@@ -86,6 +107,7 @@ class EvaluationInput:
     slices: Sequence[str] = ()
     economics: EconomicsSpec = field(default_factory=EconomicsSpec)
     paid: Paid = field(default_factory=Paid)
+    judging: Judging | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +156,22 @@ def evaluate(given: EvaluationInput) -> Metrics:
         task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test),
         dev_digest=_digest(given.task, dev) if dev.examples else None, evaluations=evaluations,
         comparisons=comparisons, contrasts=contrasts, cascade=whole, no_cascade=no_cascade, slices=parts,
+        judge=_judge(given),
         economics=economics(given.economics, by_name[teacher.name], by_name[student.name], given.paid, whole),
         how_scored={name: given.task.how_scored(name) for one in evaluations for name in one.parts},
         label_suspects=label_suspects(comparisons[0]) if gold else [],
         verdict=decide(given.verdict, gold=gold, evaluations=evaluations, comparisons=comparisons,
                        contrasts=contrasts, design_effect=effect, cascade=whole, behind=behind),
         notes=_notes(given, gold, test, evaluations, groups))
+
+
+def _judge(given: EvaluationInput) -> JudgeScores | None:
+    said = given.judging
+    if said is None:
+        return None
+    groups = [given.groups[identity] for identity, pair in zip(said.ids, said.pairs, strict=True)
+              if pair.split == "test"] if given.groups else None
+    return judge_scores(said.pairs, said.model, said.min_agreement, said.usd, groups)
 
 
 def _cascade(given: EvaluationInput, teacher: Entrant, student: Entrant, by_name: Mapping[str, Evaluation],

@@ -275,6 +275,33 @@ class Cascade(Result):
     steps: list[CascadeStep] = []
 
 
+class JudgeScores(Result):
+    """A judge's comparison of the student's texts with the teacher's, each pair in both orders. It never
+    decides anything, and is not to be believed unless `believed`.
+
+    student, teacher, tie: of the judged test items; the rest, `unread`, got no readable reply. drop: share
+    that prefers the teacher less share that prefers the student, Tango's interval. settled: test items
+    decided without asking (equal texts, a missing answer). asked: items of dev and test. disagreed: pairs
+    where the two orders gave different winners. agreement: the judge preferred the only answer that passes
+    the checks; None where there is no such item or no gold.
+    """
+
+    model: str
+    student: Count
+    teacher: Count
+    tie: Count
+    unread: int
+    drop: Interval
+    settled: int
+    asked: int
+    disagreed: Count | None
+    agreement: Count | None
+    min_agreement: float
+    believed: bool
+    usd: float | None
+    sentence: str
+
+
 class Slice(Result):
     """The test items with one value of a field. behind: the student falls behind its teacher here, clearly
     beyond `verdict.max_drop`, or beyond it and clearly further than elsewhere; None: too few items to say.
@@ -356,6 +383,7 @@ class Metrics(Result):
     cascade: Cascade | None = None
     no_cascade: str | None = None  # why no threshold could be chosen though the student states probabilities
     slices: list[Slice] = []
+    judge: JudgeScores | None = None
     economics: Economics | None = None
     how_scored: dict[str, str] = {}  # what makes a field or check right, in words
     label_suspects: list[str] = []  # ids in the ledger: a sure student and its teacher agree against gold

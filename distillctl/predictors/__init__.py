@@ -10,7 +10,7 @@ from typing import Any
 from distillctl import secrets
 from distillctl.errors import MissingExtra, Problem, UsageError
 from distillctl.prices import PricePoint, price_in_recipe, price_of
-from distillctl.recipe.models import AnthropicTeacher, OpenAITeacher, RecordedTeacher
+from distillctl.recipe.models import AnthropicTeacher, JudgeSpec, OpenAITeacher, Recipe, RecordedTeacher
 from distillctl.recipe.provider_schema import openai_strict
 from distillctl.secrets import Secret
 from distillctl.types import Predictor
@@ -29,15 +29,21 @@ def open_teacher(spec: LiveTeacher | RecordedTeacher, resolve: Callable[[str], P
         from distillctl.predictors.recorded import RecordedPredictor
 
         return RecordedPredictor(resolve(spec.outputs), spec.model)
-    _require(spec.provider)
-    predictor = _live(spec, _key(spec), json_schema if spec.structured_output else None)
+    predictor = _live(spec, "teacher", json_schema if spec.structured_output else None)
     if spec.collection is not None:  # answers are kept by identity
         predictor.identity = {**predictor.identity, "collection": spec.collection}
     return predictor
 
 
-def _live(spec: LiveTeacher, key: Secret | None, json_schema: Mapping[str, Any] | None) -> Predictor:
-    if isinstance(spec, AnthropicTeacher):
+def open_judge(spec: JudgeSpec) -> Predictor:
+    """The recipe's judge; sends nothing yet. Raises MissingExtra, UsageError (no key)."""
+    return _live(spec, "evaluate.judge", None)
+
+
+def _live(spec: LiveTeacher | JudgeSpec, block: str, json_schema: Mapping[str, Any] | None) -> Predictor:
+    _require(spec.provider, block)
+    key = _key(spec, block)
+    if spec.provider == "anthropic":
         from distillctl.predictors.anthropic_chat import AnthropicPredictor
 
         return AnthropicPredictor(
@@ -52,40 +58,46 @@ def _live(spec: LiveTeacher, key: Secret | None, json_schema: Mapping[str, Any] 
         json_schema=json_schema)
 
 
-def structured_output_warnings(spec: LiveTeacher | RecordedTeacher,
-                               json_schema: Mapping[str, Any] | None) -> list[str]:
-    """What a user should know of how far the teacher is held to the schema."""
-    if not isinstance(spec, OpenAITeacher) or not spec.structured_output or json_schema is None:
-        return []
-    _, problems = openai_strict(json_schema)
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return [f"teacher.structured_output: OpenAI's strict mode does not take the task's JSON Schema, so it is "
-            f"sent as a wish, which answers may break: {'; '.join(problems[:5])}{more}"] if problems else []
+def model_warnings(recipe: Recipe, json_schema: Mapping[str, Any] | None) -> list[str]:
+    """What a user should know of how teacher and judge will be asked."""
+    found = []
+    teacher, judge = recipe.teacher, recipe.evaluate.judge
+    if isinstance(teacher, OpenAITeacher) and teacher.structured_output and json_schema is not None:
+        _, problems = openai_strict(json_schema)
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        if problems:
+            found.append("teacher.structured_output: OpenAI's strict mode does not take the task's JSON "
+                         "Schema, so it is sent as a wish, which answers may break: "
+                         f"{'; '.join(problems[:5])}{more}")
+    if judge and judge.model == teacher.model:
+        found.append("evaluate.judge.model is the teacher's own: models tend to prefer their own texts")
+    return found
 
 
-def teacher_price(spec: LiveTeacher) -> PricePoint | None:
-    """The price of a live teacher: the recipe's, else the table's, else None."""
+def teacher_price(spec: LiveTeacher | JudgeSpec) -> PricePoint | None:
+    """The price of a live teacher or of a judge: the recipe's, else the table's, else None."""
     if spec.price is not None:
         return price_in_recipe(spec.price)
     return price_of(spec.model, None if spec.base_url else spec.provider, spec.base_url)
 
 
-def _require(package: str) -> None:
+def _require(package: str, block: str) -> None:
     if find_spec(package) is None:
         raise MissingExtra(Problem(
-            f"a teacher with `provider: {package}` needs the package {package}, which is not installed",
-            field="teacher.provider", hint=f"pip install 'distillctl[{package}]'"))
+            f"`provider: {package}` needs the package {package}, which is not installed",
+            field=f"{block}.provider", hint=f"pip install 'distillctl[{package}]'"))
 
 
-def _key(spec: LiveTeacher) -> Secret | None:
+def _key(spec: LiveTeacher | JudgeSpec, block: str) -> Secret | None:
     if spec.api_key_env is None:
         return None
     key = secrets.get(spec.api_key_env)
     if key is None:
         own = ", or `api_key_env: null` for a server of your own without a key" if (
             spec.provider == "openai") else ""
+        without = ("; without any key, `provider: recorded` with `outputs: FILE.jsonl` replays answers that "
+                   'you have ({"id", "output"} a line)') if block == "teacher" else ""
         raise UsageError(Problem(
-            f"the environment variable {spec.api_key_env} is not set", field="teacher.api_key_env",
-            hint=f"export {spec.api_key_env}=...{own}; without any key, `provider: recorded` with "
-                 f"`outputs: FILE.jsonl` replays answers that you have ({{\"id\", \"output\"}} a line)"))
+            f"the environment variable {spec.api_key_env} is not set", field=f"{block}.api_key_env",
+            hint=f"export {spec.api_key_env}=...{own}{without}"))
     return key

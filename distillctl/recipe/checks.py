@@ -19,6 +19,8 @@ from distillctl.recipe.models import (
     AnthropicTeacher,
     ClassificationSpec,
     DataSpec,
+    EvaluateSpec,
+    JudgeSpec,
     OpenAITeacher,
     RecordedTeacher,
     SplitFiles,
@@ -51,6 +53,7 @@ class Checks:
     data: DataSpec | None
     teacher: TeacherBlock | None
     student: StudentSpec | None
+    evaluate: EvaluateSpec | None = None
     problems: list[Problem] = field(default_factory=list)
     built: Task | None = None
 
@@ -66,6 +69,8 @@ class Checks:
             self._expected(self.task, self.data)
         if self.teacher:
             self._teacher(self.teacher)
+        if self.evaluate and self.evaluate.judge:
+            self._judge(self.evaluate.judge)
         return self.problems
 
     def _add(self, path: FieldPath, what: str, hint: str | None = None, **value: JSON) -> None:
@@ -187,9 +192,17 @@ class Checks:
                 self.task, StructuredSpec) and (wrong := anthropic_problems(self.task.json_schema)):
             self._add(("teacher", "structured_output"), "Anthropic does not take the task's JSON Schema: "
                       + "; ".join(wrong[:5]), "mend the schema, or set it to false")
-        url = getattr(teacher, "base_url", None)
+        self._address(("teacher", "base_url"), getattr(teacher, "base_url", None))
+
+    def _judge(self, judge: JudgeSpec) -> None:
+        if self.task and self.task.kind != "text":
+            self._add(("evaluate", "judge"), f"has no meaning for a {self.task.kind} task, whose answers are "
+                      "right or wrong without one", "delete it")
+        self._address(("evaluate", "judge", "base_url"), judge.base_url)
+
+    def _address(self, path: FieldPath, url: str | None) -> None:
         if url is not None and (wrong := base_url_problem(url)):
-            self._add(("teacher", "base_url"), *wrong)
+            self._add(path, *wrong)
 
 
 # --- addresses ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from distillctl.recipe.judge_models import JudgeSpec
 from distillctl.recipe.strict import PositiveFloat, PositiveInt, Share, Strict
 from distillctl.recipe.teacher_models import Price
 
@@ -51,6 +52,9 @@ class EvaluateSpec(Strict):
     """Longest free answer of a student, in tokens."""
     cascade: CascadeSpec | None = None
     """null: the threshold is chosen on dev, at the level that `cascade.level` has by default."""
+    judge: JudgeSpec | None = None
+    """A model that compares the student's answers with the teacher's, for a `text` task. Shown, once its
+    agreement with the gold answers is known; it has no part in the verdict."""
     slices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=10)
     """Fields of the examples by whose values student and teacher are compared apart."""
 

@@ -82,7 +82,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
     apply_overrides(document, overrides, backend)
     recipe, errors = _validate(document)
     blocks = recipe or _valid_blocks(document.data)
-    checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student)
+    checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student,
+                    blocks.evaluate)
     _stop_at(path, [*keys, *document.problems, *errors, *checks.run()])
     assert recipe is not None and checks.built is not None  # else there were problems
     recipe = recipe.model_copy(update={"task": checks.task})
@@ -145,11 +146,13 @@ def _validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
 
 def _valid_blocks(data: dict[str, JSON]) -> SimpleNamespace:
     """The blocks that are valid by themselves, so that they are looked at although another is not."""
-    blocks = SimpleNamespace(task=None, data=None, teacher=None, student=None)
+    blocks = SimpleNamespace(task=None, data=None, teacher=None, student=None, evaluate=None)
     for name in vars(blocks):
+        if name not in data:
+            continue
         annotation = Recipe.model_fields[name].rebuild_annotation()
         try:
-            setattr(blocks, name, TypeAdapter(annotation).validate_python(data.get(name)))
+            setattr(blocks, name, TypeAdapter(annotation).validate_python(data[name]))
         except ValidationError:
             continue
     return blocks

@@ -27,6 +27,7 @@ from distillctl.recipe.evaluation_models import (
     VerdictSpec,
 )
 from distillctl.recipe.gate_models import GateSpec
+from distillctl.recipe.judge_models import AnthropicJudge, JudgeSpec, OpenAIJudge
 from distillctl.recipe.strict import ENV_NAME, NAME, PositiveFloat, PositiveInt, Share, Strict
 from distillctl.recipe.task_models import (
     ClassificationSpec,
@@ -55,6 +56,7 @@ __all__ = [
     "DEFAULT_EPOCHS",
     "ENV_NAME",
     "NAME",
+    "AnthropicJudge",
     "AnthropicTeacher",
     "BudgetSpec",
     "CascadeSpec",
@@ -65,8 +67,10 @@ __all__ = [
     "FieldScoring",
     "FieldSpec",
     "GateSpec",
+    "JudgeSpec",
     "LatencySpec",
     "LoraSpec",
+    "OpenAIJudge",
     "OpenAITeacher",
     "PositiveFloat",
     "PositiveInt",

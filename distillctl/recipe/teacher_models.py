@@ -1,4 +1,4 @@
-"""The recipe's `teacher` block: who is asked, how fast, at what price."""
+"""Who is asked, how fast, at what price: the recipe's `teacher` block, and a judge's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Price(Strict):
     """Of the part of the prompt that the provider had cached; null: as the rest of it."""
 
 
-class _LiveTeacher(Strict):
+class Live(Strict):
+    """A model that is asked now."""
+
     model: Annotated[str, Field(min_length=1, max_length=300)]
     """The model's name, as its provider spells it."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
@@ -52,6 +54,11 @@ class _LiveTeacher(Strict):
     """Share of prompts that may stay unanswered; more stops the run."""
     price: Price | None = None
     """What its tokens cost, where the price table is wrong or has nothing."""
+
+
+class _Teaching(Strict):
+    """What only a teacher has."""
+
     collection: Annotated[str, Field(pattern=NAME)] | None = None
     """Name of this collection of answers, such as 2026-11. Another name asks everything again and makes a
     run of its own, beside the old one: what to do once `drift` finds the teacher changed."""
@@ -62,7 +69,7 @@ class _LiveTeacher(Strict):
     """Measure first whether the teacher agrees with itself; null: do not."""
 
 
-class OpenAITeacher(_LiveTeacher):
+class OpenAIServer(Live):
     """Any server that speaks OpenAI's chat completions: OpenAI, Azure, vLLM, Ollama, OpenRouter."""
 
     provider: Literal["openai"]
@@ -73,7 +80,7 @@ class OpenAITeacher(_LiveTeacher):
     """Name of the environment variable that holds the key; null for a server without one."""
 
 
-class AnthropicTeacher(_LiveTeacher):
+class AnthropicServer(Live):
     """Anthropic's Messages API."""
 
     provider: Literal["anthropic"]
@@ -85,6 +92,14 @@ class AnthropicTeacher(_LiveTeacher):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     """Claude's API takes none since version 2026-10-21; where one is given, the request is sent under
     version 2023-06-01, which older models still answer."""
+
+
+class OpenAITeacher(OpenAIServer, _Teaching):
+    """A teacher behind OpenAI's chat completions: OpenAI, Azure, vLLM, Ollama, OpenRouter."""
+
+
+class AnthropicTeacher(AnthropicServer, _Teaching):
+    """A teacher behind Anthropic's Messages API."""
 
 
 class RecordedTeacher(Strict):

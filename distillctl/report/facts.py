@@ -223,6 +223,24 @@ def _thinned(rows: list[list[str]]) -> list[list[str]]:
     return [*before[::max(1, -(-len(before) // (MOST_ROWS - 2)))], *rows[-2:]]
 
 
+def judge_pairs(metrics: Metrics) -> list[tuple[str, str]]:
+    """The judge's figures by name; empty without one."""
+    found = metrics.judge
+    if found is None:
+        return []
+    return [
+        ("Prefers the student", f"{_share(found.student.share)}, {found.student.k} of {found.student.n}"),
+        ("Prefers the teacher", f"{_share(found.teacher.share)}, {found.teacher.k} of {found.teacher.n}"),
+        ("Neither", f"{_share(found.tie.share)}, {found.tie.k} of {found.tie.n}"),
+        ("Without a readable reply", f"{found.unread}"),
+        ("Decided without asking", f"{found.settled}, equal texts or a missing answer"),
+        ("Agrees with the gold checks", words.UNKNOWN if found.agreement is None else
+         f"{_share(found.agreement.share)}, {found.agreement.k} of {found.agreement.n}"),
+        ("The two orders disagree", words.NOT_APPLICABLE if found.disagreed is None else
+         f"{_share(found.disagreed.share)}, {found.disagreed.k} of {found.disagreed.n}"),
+        ("Cost of the judge", words.money(found.usd))]
+
+
 def _share(share: Interval) -> str:
     return f"{words.percent(share.value)} {words.percent_range(share)}"
 

@@ -76,7 +76,7 @@ def report_page(inputs: ReportInput) -> str:
         cascade_plot=_cascade_plot(metrics), cascade_pairs=facts.cascade_pairs(metrics),
         cascade_curve=metrics.cascade and facts.cascade_curve(metrics.cascade),
         cascade_steps=metrics.cascade and facts.cascade_steps(metrics.cascade),
-        slice_table=facts.slice_table(metrics),
+        judge_pairs=facts.judge_pairs(metrics), slice_table=facts.slice_table(metrics),
         volume_plot=metrics.economics and plots.volume_plot(metrics.economics),
         scenario_table=metrics.economics and facts.scenario_table(metrics.economics),
         suspects=ledger_view.suspects(metrics, frame), loss_plot=loss, score_plot=scores,

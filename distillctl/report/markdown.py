@@ -33,9 +33,9 @@ def markdown_report(metrics: Metrics, run_name: str) -> str:
              words.settled(verdict, facts.student_of(metrics).n)]
     parts += [f"> {line}" for line in _stamps(metrics)]
     parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
-              _listed("What to try next", verdict.next_steps), _parts(metrics), _cascade(metrics),
-              _slices(metrics), _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics),
-              _suspects(metrics)]
+              _listed("What to try next", verdict.next_steps), _parts(metrics), _judge(metrics),
+              _cascade(metrics), _slices(metrics), _economics(metrics), _listed("Notes", metrics.notes),
+              _errors(metrics), _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -116,6 +116,13 @@ def _parts(metrics: Metrics) -> str:
     if rows:
         tables.append(_table(columns, rows))
     return "\n\n".join(["### By field or check", *tables])
+
+
+def _judge(metrics: Metrics) -> str:
+    if metrics.judge is None:
+        return ""
+    pairs = [list(pair) for pair in facts.judge_pairs(metrics)]
+    return f"### What a judge prefers\n\n{plain(metrics.judge.sentence)}\n\n{_table(['', ''], pairs)}"
 
 
 def _slices(metrics: Metrics) -> str:

@@ -60,6 +60,9 @@ def comparison_table(metrics: Metrics) -> RenderableType:
         shown_too.append(_plain("By field or check", *facts.part_table(metrics)))
     if metrics.slices:
         shown_too.append(_slices(metrics))
+    if metrics.judge:
+        style = "" if metrics.judge.believed else "yellow"
+        shown_too.append(_text(metrics.judge.sentence, style, MOST_TEXT))
     if stamp := words.replay_stamp(metrics.evaluations):
         shown_too.append(Text(stamp, "yellow"))
     return Group(made, *shown_too) if shown_too else made
@@ -166,10 +169,10 @@ def plan_table(plan: Plan) -> RenderableType:
 
 
 def _price(row: PlanRow) -> str:
-    """Only asking the teacher and training may cost what is not known; other stages are free."""
+    """Only asking teacher or judge and training may cost what is not known; other stages are free."""
     if row.usd is not None:
         return words.money(row.usd)
-    may_cost = row.stage == "teacher" or row.stage.startswith("train-")
+    may_cost = row.stage in ("teacher", "judge") or row.stage.startswith("train-")
     return words.UNKNOWN if may_cost and row.action == "run" else ""
 
 

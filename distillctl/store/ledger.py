@@ -188,13 +188,15 @@ class Ledger:
                        "ON CONFLICT (kind, ref) DO UPDATE SET usd = excluded.usd, at_most = excluded.at_most",
                        (run, kind, ref, usd, at_most, self._clock()))
 
-    def spent(self, *runs: str, shared: Collection[str] = ()) -> Spent:
+    def spent(self, *runs: str, shared: Collection[str] = (), apart_from: str = "") -> Spent:
         """What `runs` have spent so far; and, of whatever run, what is booked under one of the references in
-        `shared` (an answer's key, a job's token), attempts that failed included."""
+        `shared` (an answer's key, a job's token), attempts that failed included. apart_from: a kind of
+        spending that is left out."""
+        query = "SELECT run, ref, usd, at_most FROM spend WHERE kind != ?"
         with self._lock:
-            rows = self._db.execute("SELECT run, ref, usd, at_most FROM spend").fetchall() if shared else (
-                self._db.execute("SELECT run, ref, usd, at_most FROM spend WHERE run IN "
-                                 f"({','.join('?' * len(runs))})", runs).fetchall())
+            rows = self._db.execute(query, (apart_from,)).fetchall() if shared else (
+                self._db.execute(f"{query} AND run IN ({','.join('?' * len(runs))})",
+                                 (apart_from, *runs)).fetchall())
         wanted, references = set(runs), set(shared)
         rows = [row for row in rows if row[0] in wanted or row[1].partition("#")[0] in references]
         return Spent(sum((usd for *_, usd, _ in rows if usd is not None), 0.0),
