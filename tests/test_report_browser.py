@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,38 +59,40 @@ class Seen:
 
 @dataclass
 class Viewer:
-    browser: sync_api.Browser
+    context: sync_api.BrowserContext
     folder: Path
 
-    def open(self, name: str, page_text: str,
-             size: tuple[int, int] = DESKTOP) -> tuple[sync_api.Page, Seen]:
+    @contextmanager
+    def open(self, name: str, page_text: str) -> Iterator[tuple[sync_api.Page, Seen]]:
         """Show a page from a file with every <details> closed, as a reader gets it."""
         file = self.folder / f"{name}.html"
         file.write_text(page_text, encoding="utf-8")
         seen = Seen()
-        page = self.browser.new_page(viewport={"width": size[0], "height": size[1]})
+        page = self.context.new_page()
         page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: seen.complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (seen.complaints.append("dialog"), dialog.dismiss()))
         page.on("request", lambda request: seen.requests.append(request.url))
         page.goto(file.as_uri())
         seen.requests.remove(file.as_uri())
-        return page, seen
+        page.evaluate("document.querySelectorAll('details[open]').forEach(d => d.dataset.got = '')")
+        yield page, seen
+        page.close()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
+def viewer(tmp_path_factory) -> Iterator[Viewer]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
+        yield Viewer(browser.new_context(), tmp_path_factory.mktemp("pages"))
         browser.close()
 
 
-@pytest.fixture
-def viewer(browser, tmp_path) -> Iterator[Viewer]:
-    yield Viewer(browser, tmp_path)
-    for context in browser.contexts:
-        context.close()
+def as_got(page: sync_api.Page, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> None:
+    """Bring a page that several tests look at back to what a reader gets, in a window of this size."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = 'got' in d.dataset)")
 
 
 def open_all(page: sync_api.Page) -> None:
@@ -119,54 +122,86 @@ PAGES = {
 }
 
 
+@pytest.fixture(scope="module", params=PAGES)
+def shown(request, viewer) -> Iterator[tuple[str, sync_api.Page, Seen]]:
+    with viewer.open(request.param, PAGES[request.param]()) as (page, seen):
+        yield request.param, page, seen
+
+
 @SIZES
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_is_legible_and_leaves_the_browser_content(viewer, name, size):
-    page, seen = viewer.open(name, PAGES[name](), size)
+def test_a_page_fits_is_legible_and_leaves_the_browser_content(shown, viewer, size):
+    name, page, seen = shown
     for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme)
-        page.screenshot(path=viewer.folder / f"{name}-{scheme}.png")
+        as_got(page, size, scheme)
+        page.screenshot(path=viewer.folder / f"{name}-{size[0]}-{scheme}.png")
         open_all(page)
         assert page.evaluate(FAINT_TEXT) == []
-    page.screenshot(path=viewer.folder / f"{name}-whole.png", full_page=True)
     assert page.evaluate(OVERFLOWING) == []
     assert seen == Seen()
 
 
 @SIZES
-def test_the_verdict_and_its_certainty_are_on_the_first_screen(viewer, size):
-    page, _ = viewer.open("replayed", PAGES["replayed"](), size)
-    for selector in ("h1", ".sentence", ".chips"):
-        box = page.locator(selector).bounding_box()
+def test_the_verdict_and_its_certainty_are_on_the_first_screen(shown, size):
+    name, page, _ = shown
+    as_got(page, size)
+    for selector in ("h1", ".sentence", ".chips") if name != "comparison" else ("h1",):
+        box = page.locator(selector).first.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
 
 
-def test_light_and_dark_differ(viewer):
-    page, _ = viewer.open("viable", PAGES["viable"]())
+def test_light_and_dark_differ(shown):
+    _, page, _ = shown
     grounds = set()
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
+        as_got(page, scheme=scheme)
         grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
 
 
-def test_plots_have_names_and_landmarks_are_there(viewer):
-    page, _ = viewer.open("not-ready", PAGES["not-ready"]())
+def test_plots_have_names_and_landmarks_are_there(shown):
+    name, page, _ = shown
+    as_got(page)
     names = page.locator("svg[role=img]").evaluate_all(
         "all => all.map(svg => svg.querySelector('title').textContent)")
-    assert len(names) >= 6 and all(names)
+    assert len(names) >= (6 if name == "not-ready" else 1) and all(names)
     assert page.locator("html").get_attribute("lang") == "en"
-    for landmark in ("banner", "navigation", "main", "contentinfo"):
+    for landmark in ("banner", "main", "contentinfo"):
         assert page.get_by_role(landmark).count() == 1
 
 
-@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-def test_text_of_strangers_is_inert_in_every_slot(viewer, payload):
-    page, seen = viewer.open("hostile", report_page(ReportInput(
-        made.hostile(payload), payload, payload, audit={payload: {payload: payload}},
-        selection={payload: [{payload: payload}]}, training=[{"step": 1, "loss": 1, payload: payload}],
-        stability={payload: payload}, spend={payload: payload},
-        stages=[{"name": payload, "seconds": None, "reused": False}], provenance={payload: payload})), PHONE)
+def test_the_errors_are_narrowed_down_without_a_script(viewer):
+    metrics = made.not_ready()
+    with viewer.open("filter", run_page(metrics)) as (page, seen):
+        open_all(page)
+        errors = metrics.comparisons[-1].items
+        items = page.locator(".ledger .item:visible")
+        assert items.count() == len(errors)
+        page.get_by_label("expected docs").check()
+        assert items.count() == sum(item.expected == "docs" for item in errors) < len(errors)
+        page.get_by_label("code taken for skip").check()
+        assert items.count() == sum((item.expected, item.student) == ("code", "skip") for item in errors) > 0
+        assert page.locator(".ledger details:visible").count() == len(
+            {item.cell for item in errors if (item.expected, item.student) == ("code", "skip")})
+        page.get_by_label("all", exact=True).check()
+        assert items.count() == len(errors)
+        assert seen == Seen()
+
+
+@pytest.fixture(scope="module", params=PAYLOADS)
+def hostile(request, viewer) -> Iterator[tuple[str, sync_api.Page, Seen]]:
+    payload = PAYLOADS[request.param]
+    with viewer.open("hostile", report_page(ReportInput(
+            made.hostile(payload), payload, payload, audit={payload: {payload: payload}},
+            selection={payload: [{payload: payload}]}, training=[{"step": 1, "loss": 1, payload: payload}],
+            stability={payload: payload}, spend={payload: payload},
+            stages=[{"name": payload, "seconds": None, "reused": False}], provenance={payload: payload},
+    ))) as (page, seen):
+        yield request.param, page, seen
+
+
+def test_text_of_strangers_is_inert_in_every_slot(hostile):
+    _, page, seen = hostile
+    as_got(page, PHONE)
     open_all(page)
     assert seen == Seen()
     assert page.evaluate("window.ran") is None
@@ -175,39 +210,39 @@ def test_text_of_strangers_is_inert_in_every_slot(viewer, payload):
     assert page.locator("h1").is_visible()
 
 
+def test_text_of_strangers_is_shown_as_it_is(hostile):
+    name, page, _ = hostile
+    written = {"ansi": "\\x1b[31mred", "direction": "safe\\u202egnp.exe", "huge": "(199,880 more characters)"}
+    said = page.locator(".facts").text_content()
+    assert said.count(written.get(name, PAYLOADS[name])) >= 4  # each entrant's model
+
+
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_text_of_strangers_is_inert_in_a_comparison(viewer, payload):
     table = made.side_by_side({payload: made.hostile(payload)})
-    page, seen = viewer.open("hostile", comparison_page(table), PHONE)
-    assert seen == Seen()
-    assert page.evaluate("window.ran") is None
-    assert page.locator("script, img, a, [onload], [onerror], [onfocus]").count() == 0
-    assert page.evaluate(OVERFLOWING) == []
-
-
-@pytest.mark.parametrize(("name", "shown"), [
-    ("script", "<script>window.ran = 1</script>"), ("jinja", "{{ 7 * 7 }}"), ("ansi", "\\x1b[31mred"),
-    ("direction", "safe\\u202egnp.exe"), ("huge", "(199,880 more characters)")])
-def test_text_of_strangers_is_shown_as_it_is(viewer, name, shown):
-    page, _ = viewer.open("hostile", run_page(made.hostile(PAYLOADS[name])))
-    assert page.locator(".facts").inner_text().count(shown) >= 4  # each entrant's model
+    with viewer.open("hostile", comparison_page(table)) as (page, seen):
+        as_got(page, PHONE)
+        assert seen == Seen()
+        assert page.evaluate("window.ran") is None
+        assert page.locator("script, img, a, [onload], [onerror], [onfocus]").count() == 0
+        assert page.evaluate(OVERFLOWING) == []
 
 
 def test_the_checks_see_a_page_that_is_not_inert(viewer):
-    page, seen = viewer.open(
-        "bad", "<!doctype html><body style='width:2000px;color:#999;background:#aaa'>faint"
-               "<script>window.ran = 1; console.error('x')</script><img src='x.png'>")
-    assert page.evaluate("window.ran") == 1
-    assert any("console" in c or "error" in c for c in seen.complaints)
-    assert [url.rsplit("/", 1)[1] for url in seen.requests] == ["x.png"]
-    assert page.evaluate(OVERFLOWING) and page.evaluate(FAINT_TEXT)
+    with viewer.open(
+            "bad", "<!doctype html><body style='width:2000px;color:#999;background:#aaa'>faint"
+            "<script>window.ran = 1; console.error('x')</script><img src='x.png'>") as (page, seen):
+        assert page.evaluate("window.ran") == 1
+        assert any("console" in c or "error" in c for c in seen.complaints)
+        assert [url.rsplit("/", 1)[1] for url in seen.requests] == ["x.png"]
+        assert page.evaluate(OVERFLOWING) and page.evaluate(FAINT_TEXT)
 
 
 def test_the_policy_itself_stops_a_script(viewer):
-    page, seen = viewer.open("policy", PAGES["viable"]().replace(
-        "</main>", "<script>window.ran = 1</script><img src='x.png'></main>"))
-    assert page.evaluate("window.ran") is None
-    assert any("Content Security Policy" in complaint for complaint in seen.complaints)
+    with viewer.open("policy", PAGES["viable"]().replace(
+            "</main>", "<script>window.ran = 1</script><img src='x.png'></main>")) as (page, seen):
+        assert page.evaluate("window.ran") is None
+        assert any("Content Security Policy" in complaint for complaint in seen.complaints)
 
 
 # Elements that stick out of the window, unless a box of their own scrolls them.
@@ -233,18 +268,23 @@ FAINT_TEXT = """() => {
     [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * under[i]).concat(1);
   const linear = v => v <= 10.31475 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
   const luminance = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+  const grounds = new Map([[null, [255, 255, 255, 1]]]);
+  const ground = e => {
+    if (!grounds.has(e)) {
+      const own = parse(getComputedStyle(e).backgroundColor);
+      grounds.set(e, over(own, ground(e.parentElement)));
+    }
+    return grounds.get(e);
+  };
   const found = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const e = walker.currentNode.parentElement;
     const text = walker.currentNode.textContent.trim();
     if (!text || !e.getClientRects().length || e.closest('title, desc')) continue;
-    const layers = [];
-    for (let p = e; p; p = p.parentElement) layers.push(parse(getComputedStyle(p).backgroundColor));
-    const ground = layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]);
     const style = getComputedStyle(e);
-    const ink = over(parse(e.closest('svg') ? style.fill : style.color), ground);
-    const [a, b] = [luminance(ink), luminance(ground)].sort((x, y) => y - x);
+    const ink = over(parse(e.closest('svg') ? style.fill : style.color), ground(e));
+    const [a, b] = [luminance(ink), luminance(ground(e))].sort((x, y) => y - x);
     const contrast = (a + 0.05) / (b + 0.05);
     if (contrast < 4.5) found.push(`${contrast.toFixed(2)} ${e.tagName} ${text.slice(0, 40)}`);
   }

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distillctl.evaluate.results import Metrics
 from distillctl.report import facts, generic, ledger_view, plots, words
 from distillctl.report.sanitize import cut, visible
 from distillctl.store.files import write_text
 from distillctl.types import JSON
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MOST_SLOT = 6000  # characters in one slot of a template
 MOST_NAME = 120  # characters of a name in a table or heading
@@ -59,6 +63,7 @@ def report_page(inputs: ReportInput) -> str:
     student = facts.student_of(metrics)
     comparison = facts.comparison_of(metrics, metrics.verdict.student)
     frame = ledger_view.shared_text(comparison.items) if comparison else ("", "")
+    groups = ledger_view.groups(comparison, frame, metrics.gold) if comparison else []
     loss, scores = _training_plots(inputs.training)
     return render(
         "report.html.j2",
@@ -66,7 +71,7 @@ def report_page(inputs: ReportInput) -> str:
         comparison=comparison, rows=facts.comparison_rows(metrics), tiles=facts.tiles(metrics),
         contrasts=metrics.contrasts, frame=frame, recipe_text=inputs.recipe_text,
         curve=_curve(inputs.training), provenance={"test items": metrics.test_digest, **inputs.provenance},
-        groups=ledger_view.groups(comparison, frame, metrics.gold) if comparison else [],
+        groups=groups, filters=ledger_view.filters(groups),
         confusions=[e for e in reversed(entrants) if e.confusion],
         accuracy_plot=plots.accuracy_plot(entrants), latency_plot=plots.latency_plot(entrants),
         label_plot=plots.label_plot(student, [e for e in entrants if e is not student]),
@@ -92,6 +97,11 @@ def _cascade_plot(metrics: Metrics) -> object:
 
 def render(template: str, **context: Any) -> str:
     """One of the templates beside this file, filled in."""
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     env = Environment(loader=PackageLoader("distillctl.report", ""), autoescape=True, finalize=_finalize,
@@ -100,7 +110,7 @@ def render(template: str, **context: Any) -> str:
     env.globals.update(
         words=words, blocks=generic.blocks, title_of=words.title_of, top_confusions=facts.top_confusions,
         most_confusions=MOST_CONFUSIONS, unknown=words.UNKNOWN)
-    return env.get_template(template).render(context)
+    return env
 
 
 def _finalize(value: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,6 +14,8 @@ from distillctl.report.sanitize import cut
 from distillctl.types import JSON
 
 MOST_ITEMS = 200  # shown per cell
+MOST_FILTERS = 24
+MOST_TRAIT = 80  # characters
 MOST_TEXT = 4000  # characters shown of a prompt or an answer
 
 
@@ -32,6 +35,7 @@ class Item:
     said: tuple[Said, ...]
     confidence: float | None
     parts: tuple[tuple[str, float], ...]
+    traits: tuple[str, ...] = ()  # by which a list of items can be filtered
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,35 @@ def groups(comparison: Comparison, frame: tuple[str, str], gold: bool) -> list[G
             found.append(Group(cell, title, hint, len(items),
                                tuple(_item(item, frame, gold) for item in items[:MOST_ITEMS])))
     return found
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a reader can narrow the shown items down to. count: how many of them have the trait."""
+
+    trait: str
+    count: int
+
+
+def filters(found: Sequence[Group]) -> list[Filter]:
+    """The traits that tell the shown items apart, the commonest first; none where there is but one."""
+    items = [item for group in found for item in group.items]
+    counts = Counter(trait for item in items for trait in item.traits)
+    telling = [Filter(trait, count) for trait, count in counts.most_common(MOST_FILTERS)
+               if count < len(items)]
+    return telling if len(telling) > 1 else []
+
+
+def _traits(item: LedgerItem) -> tuple[str, ...]:
+    """Its fields and checks that the student has wrong; of a label, what was expected and what was taken for
+    it."""
+    if item.part_cells:
+        return tuple(f"{name} wrong" for name, where in item.part_cells.items() if where != "corrected")
+    if not isinstance(item.expected, str):
+        return ()
+    taken = (f"{item.expected} taken for {item.student}",) if (
+        isinstance(item.student, str) and item.student != item.expected) else ()
+    return (f"expected {item.expected}", *taken)
 
 
 def suspects(metrics: Metrics, frame: tuple[str, str]) -> list[Item]:
@@ -104,4 +137,4 @@ def _item(item: LedgerItem, frame: tuple[str, str], gold: bool) -> Item:
     if gold:
         said.insert(0, Said("expected", cut(as_text(item.expected), MOST_TEXT), None))
     return Item(item.id, cut(prompt, MOST_TEXT), tuple(said), item.student_confidence,
-                tuple(item.parts.items()))
+                tuple(item.parts.items()), tuple(cut(trait, MOST_TRAIT) for trait in _traits(item)))
