@@ -10,7 +10,6 @@ it would take longer than all others together.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from distillctl.budget import Budget
 from distillctl.collect import Collected, CollectOptions, Progress, collect
 from distillctl.context import Context, LearnerRole, machine
 from distillctl.errors import Problem, UsageError
+from distillctl.job_answers import Answered, time_here
 from distillctl.predictors import LiveTeacher, open_judge, open_teacher
 from distillctl.progress import seconds_text
 from distillctl.recipe.models import JudgeSpec, RecordedTeacher
@@ -33,9 +33,6 @@ from distillctl.store.files import write_json, write_jsonl
 from distillctl.types import JSON, Answer, Predictor, Request, Split
 
 T = TypeVar("T")
-
-AT_ONCE = 64  # requests in the measurement of a local model's throughput
-
 
 @dataclass(frozen=True)
 class Answerer:
@@ -103,6 +100,19 @@ def collect_splits(ctx: Context, who: Answerer, splits: Sequence[Split]) -> None
     write_json(ctx.path(f"timings/{who.role}.json"), timing)
 
 
+def write_answered(ctx: Context, role: str, found: Answered, splits: Sequence[Split]) -> None:
+    """What was answered in a training job, as the files that `collect_splits` leaves. A missing answer is a
+    wrong one."""
+    for split in splits:
+        requests = requests_of(ctx.task, ctx.examples(split))
+        answers = [found.answers.get(request.id) or Answer(
+            None, "failed", error="the job gave no answer to it") for request in requests]
+        write_jsonl(ctx.path(f"predictions/{role}.{split}.jsonl"),
+                    (p.as_json() for p in predictions_of(ctx.task, requests, answers)))
+    write_json(ctx.path(f"timings/{role}.json"), {
+        **found.timing, "replayed": False, "machine": found.machine, "in_job": True})
+
+
 def stability(ctx: Context, who: Answerer, wanted: StabilitySpec) -> Stability:
     """How far the teacher agrees with itself on some training prompts."""
     requests = requests_of(ctx.task, ctx.examples("train"))
@@ -159,27 +169,12 @@ async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Re
     elif who.role == "base":
         timing = {"source": "measured", "latencies_s": []}
     else:
-        timing = await _time_here(ctx, who.predictor, warm or timed[:latency.warmup], timed)
+        timing = await time_here(
+            who.predictor, warm or timed[:latency.warmup], timed, lambda done: ctx.reporter.progress(
+                done, len(timed), f"timing {done}/{len(timed)}, one at a time"))
     return answers, {**timing, "replayed": who.predictor.replayed, "identity": dict(who.predictor.identity),
                      "usd_per_hour": getattr(who.predictor, "usd_per_hour", None),
                      "machine": None if who.predictor.replayed else machine()}
-
-
-async def _time_here(ctx: Context, predictor: Predictor, warm: list[Request], timed: list[Request]) -> JSON:
-    for request in warm:
-        await predictor.answer([request])
-    latencies = []
-    for done, request in enumerate(timed):
-        started = time.perf_counter()
-        await predictor.answer([request])
-        latencies.append(time.perf_counter() - started)
-        ctx.reporter.progress(done + 1, len(timed), f"timing {done + 1}/{len(timed)}, one at a time")
-    batch = (timed * AT_ONCE)[:min(AT_ONCE, predictor.max_batch)]
-    started = time.perf_counter()
-    await predictor.answer(batch)
-    per_second = len(batch) / (time.perf_counter() - started)
-    return {"source": "measured", "latencies_s": latencies, "throughput": {
-        "per_second": per_second, "at_once": len(batch)}}
 
 
 def progress_text(progress: Progress) -> str:

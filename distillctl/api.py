@@ -65,6 +65,12 @@ class Run:
         return Metrics.model_validate(read_json(file))
 
     @property
+    def evaluator(self) -> JSON:
+        """The version of the evaluator that scored it; None while it is not scored."""
+        record = self.dir.records().get("evaluate")
+        return record.parts.get("version") if record else None
+
+    @property
     def verdict(self) -> Verdict:
         return self.metrics.verdict
 
@@ -170,11 +176,16 @@ def latest_runs(recipe: str, workspace: Workspace) -> list[Run]:
 
 
 def compare(runs: Sequence[Run]) -> ComparisonTable:
-    """Runs side by side. Raises DataError when their test sets differ."""
+    """Runs side by side. Raises DataError when their test sets or the evaluator's versions differ."""
     from distillctl.evaluate.compare import compare_runs
 
     if not runs:
         raise DataError("there is nothing to compare")
+    newest = max((run.evaluator for run in runs if run.evaluator), default=None)
+    if older := [run.name for run in runs if run.evaluator != newest]:
+        raise DataError(*(Problem(
+            f"{name} was scored by another version of the evaluator than the newest run",
+            hint=f"score it again, which asks nobody: distillctl attach {name}") for name in older))
     return compare_runs([(run.name, run.metrics) for run in runs], {run.name: run.settings for run in runs})
 
 

@@ -8,6 +8,7 @@ inside the methods that need them. `distillctl.testing.BackendContract` is the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -38,8 +39,21 @@ class Capabilities:
     student_is_local: bool = False  # weights end on this machine; nothing is sent to predict
     training_version: int = 1  # raised when equal rows and settings come to another student than before
     untrained_answers: bool = False  # `open` also takes the base model, untrained, to compare with
+    answers_setting: str = ""  # the setting that has a job answer `TrainJob.prompts` too, where it can
     settings_aside: frozenset[str] = frozenset()  # prices, time limits, names of keys: another value of one
     # of these settings is no reason to train, and to pay, again
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a job is to answer once it has trained: prompts of dev and test, without what is expected.
+
+    file: JSONL rows {"id", "split", "messages"}; digest: of its content. how: how to answer and to time it.
+    """
+
+    file: Path
+    digest: str
+    how: EvaluateSpec
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ class TrainJob:
 
     train_file, dev_file: JSONL rows {"id", "messages": [...], "completion": str, "source": "file:line"};
     dev_file holds prompts with the teacher's answers of the dev split, for early stopping. digest: of
-    train_file's content. model: the recipe's student (a backend may name another in its settings).
+    train_file's content. model: the recipe's student (a backend may name another in its settings). prompts:
+    only where `Capabilities.answers_setting` is set in the recipe.
     """
 
     name: str
@@ -59,6 +74,7 @@ class TrainJob:
     dev_file: Path | None
     rows: int
     digest: str
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,8 @@ class Preflight:
     problems stop the run; warnings do not. cost_usd and duration_s are (low, high), None where unknown.
     notes are one-line facts for `plan`: what was chosen and why, and what this backend cannot express.
     sends_to: hosts or services that the training data goes to; empty when it stays on this machine.
+    answering_usd: the least that must be set aside before the student can be asked, where a server that is
+    billed by time answers.
     """
 
     problems: tuple[Problem, ...] = ()
@@ -76,13 +94,16 @@ class Preflight:
     cost_usd: tuple[float, float] | None = None
     duration_s: tuple[float, float] | None = None
     sends_to: tuple[str, ...] = ()
+    answering_usd: float = 0.0
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Where the training set lies at the backend; JSON, kept in the ledger."""
+    """Where the training set lies at the backend. data: JSON, kept in the ledger. cost_usd: what the service
+    itself says, now that it has the rows, that the job will cost."""
 
     data: Mapping[str, JSON]
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +162,8 @@ class StudentRef:
     """Where a trained student is and how to reach it; JSON, without secrets.
 
     kind: "adapter" and "model" lie in a folder beside this reference (`path` is relative to it, `files`
-    maps each file to its sha256); "hosted" is answered by the backend's service under `model`.
+    maps each file to its sha256); "hosted" is answered by the backend's service under `model`. answers: the
+    file of `job_answers.py` in that folder and its sha256, where the job answered too.
     """
 
     backend: str
@@ -150,6 +172,7 @@ class StudentRef:
     path: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, JSON] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, JSON]:
         return asdict(self)
@@ -181,7 +204,8 @@ class BackendEnv:
 
     secret: the value of a named environment variable, None where it is not set; call it at use and keep
     no copy. clock: Unix seconds. offline: nothing may be sent. run: what is spent is booked on it. tell:
-    takes a line for the user, where something takes minutes.
+    takes a line for the user, where something takes minutes. budget_left: US dollars that may still be spent,
+    to be asked before something is started that is billed by time.
     """
 
     workspace: Path
@@ -190,6 +214,7 @@ class BackendEnv:
     offline: bool = False
     run: str = ""
     tell: Callable[[str], None] = lambda line: None
+    budget_left: Callable[[], float] = lambda: math.inf
 
 
 class Backend(Protocol):

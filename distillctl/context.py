@@ -16,6 +16,7 @@ from typing import Any
 
 from distillctl import registry, secrets
 from distillctl.backend import Backend, BackendEnv
+from distillctl.budget import Budget
 from distillctl.progress import Reporter, Silent
 from distillctl.recipe.load import LoadedRecipe
 from distillctl.recipe.models import Recipe, RecordedTeacher, SplitFiles, TrainSpec
@@ -45,6 +46,7 @@ class Learner:
     train: TrainSpec
     version: int  # of the backend's training
     aside: frozenset[str] = frozenset()  # settings that do not change what training gives
+    answers_in_job: bool = False  # whether its job is to answer dev and test too
 
     def parts(self) -> dict[str, JSON]:
         """What determines the trained model, beside its training rows."""
@@ -123,7 +125,9 @@ class Context:
         settings = recipe.backends.get(backend, {})
         can = registry.load(backend).capabilities
         model = str(settings.get("model") or (recipe.student.model if can.untrained_answers else backend))
-        return Learner(role, backend, settings, model, train, can.training_version, can.settings_aside)
+        answers = bool(can.answers_setting and settings.get(can.answers_setting))
+        return Learner(role, backend, settings, model, train, can.training_version, can.settings_aside,
+                       answers)
 
     def roles(self) -> tuple[LearnerRole, ...]:
         """Who is trained in this run, variants of the student aside."""
@@ -139,10 +143,14 @@ class Context:
         if name not in self._backends:
             env = BackendEnv(workspace=self.workspace.private / name, secret=secrets.value,
                              clock=time.time, offline=self.options.offline, run=self.run_id,
-                             tell=self.reporter.note)
+                             tell=self.reporter.note, budget_left=self.budget_left)
             self._backends[name] = registry.open_backend(
                 name, self.recipe.backends.get(name, {}), env, self.loaded)
         return self._backends[name]
+
+    def budget_left(self) -> float:
+        """US dollars that this run may still spend."""
+        return Budget.of(self.ledger, self.run_id, self.recipe.budget.max_usd).left
 
     @property
     def has_base(self) -> bool:

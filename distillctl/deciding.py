@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from distillctl import judge
+from distillctl import job_answers, judge
 from distillctl.context import Context, machine
 from distillctl.doctor import installed_version
 from distillctl.errors import DataError, Problem, UsageError
@@ -72,8 +72,8 @@ def _entrant(ctx: Context, role: Role, model: str, *, has_dev: bool) -> Entrant:
         dev_predictions=ctx.predictions(role, "dev") if has_dev else None,
         latencies_s=timing["latencies_s"] or None, latency_source=timing["source"],
         throughput=Throughput(**throughput) if throughput else None, price=price,
-        usd_per_hour=timing.get("usd_per_hour"),
-        replayed=timing["replayed"], size_bytes=_size(ctx.path(role)))
+        usd_per_hour=timing.get("usd_per_hour"), replayed=timing["replayed"], size_bytes=_size(ctx.path(role)),
+        timed_on=timing["machine"] if timing.get("in_job") else None)
 
 
 def _teacher_model(ctx: Context) -> str:
@@ -83,7 +83,8 @@ def _teacher_model(ctx: Context) -> str:
 def _size(folder: Path) -> int | None:
     if not folder.is_dir():
         return None
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()
+               and file.name != job_answers.FILE)
 
 
 def rescore(ctx: Context, predictions: Path | None = None, name: str = "predictions") -> Metrics:

@@ -10,6 +10,7 @@ and a job that ended stays so.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import shutil
@@ -32,7 +33,7 @@ from distillctl.backend import (
     TrainJob,
 )
 from distillctl.desk import Desk, OnEvent, at
-from distillctl.errors import BackendError, Problem
+from distillctl.errors import BackendError, BudgetError, Problem
 from distillctl.secrets import redact
 from distillctl.store.files import digest_file, safe_join, sync_folder, sync_tree
 from distillctl.store.ledger import JobRow, Ledger
@@ -50,22 +51,25 @@ NEVER_IN_A_STUDENT = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", "
 
 def train(backend: Backend, job: TrainJob, *, ledger: Ledger, run: str, key: str,
           on_event: OnEvent = lambda event: None, detach: bool = False, resubmit: bool = False,
-          at_most_usd: float | None = None, clock: Callable[[], float] = time.time,
-          sleep: Callable[[float], None] = time.sleep, request_timeout: float = 60.0) -> JobRow:
+          at_most_usd: float | None = None, budget_left: Callable[[], float] = lambda: math.inf,
+          clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
+          request_timeout: float = 60.0) -> JobRow:
     """The succeeded job of a training key: one that is there already (of any run), else a new one.
 
     key: digest of everything that determines the student. detach: return once the job is created and
     recorded, in whatever state it is. resubmit: create a new job even where one succeeded or was lost;
     never beside a live one. at_most_usd: the estimate's upper end, booked until the bill is known.
-    request_timeout: the backend's own limit for one request, seconds. Raises BackendError when the job is
-    refused, fails, is cancelled or lost. KeyboardInterrupt leaves the job running.
+    budget_left: US dollars that a new job may cost, as far as its cost is known. request_timeout: the
+    backend's own limit for one request, seconds. Raises BackendError when the job is refused, fails, is
+    cancelled or lost, BudgetError before one is created that may cost too much. KeyboardInterrupt leaves the
+    job running.
     """
     desk = Desk(backend, ledger, on_event, clock, sleep, request_timeout)
     with _says_how_to_return(desk, run, key):
         with desk.only_submitter(key):
             row = _standing(desk, key, resubmit)
             if row is None or row.handle is None:
-                row = _create(desk, job, row, run, key, at_most_usd)
+                row = _create(desk, job, row, run, key, at_most_usd, budget_left)
             elif row.run != run:
                 desk.say(row.token, f"this job was made in run {row.run}; it serves this run too")
         if not detach:
@@ -196,18 +200,22 @@ def _standing(desk: Desk, key: str, resubmit: bool) -> JobRow | None:
     return row
 
 
-def _create(desk: Desk, job: TrainJob, row: JobRow | None, run: str, key: str,
-            at_most_usd: float | None) -> JobRow:
+def _create(desk: Desk, job: TrainJob, row: JobRow | None, run: str, key: str, at_most_usd: float | None,
+            budget_left: Callable[[], float]) -> JobRow:
     """Stage the data, write the intent and create the job; or, for an intent that came to nothing,
-    create it with the same token."""
+    create it with the same token: what that may cost is in the books already."""
+    again = row is not None
+    if not again:
+        _check_budget(desk, at_most_usd, budget_left())
     try:
         staged: Staged = desk.insist(row and row.token, STAGE_PATIENCE_S, "stage", job)
     except Rejected as error:
         raise BackendError(_refused(desk, f"the training data was refused: {error}")) from error
-    again = row is not None
     if row is not None:
         token = row.token
     else:
+        at_most_usd = at_most_usd if staged.cost_usd is None else staged.cost_usd
+        _check_budget(desk, at_most_usd, budget_left())
         token = new_token()
         crashpoint("before-intent")
         desk.ledger.intend_job(token, key, run, desk.backend.name, staged.data)
@@ -225,6 +233,13 @@ def _create(desk: Desk, job: TrainJob, row: JobRow | None, run: str, key: str,
         "no reply to the create request could be read, and no job is listed",
         where=desk.where,
         hint="run again later: it looks for the job before it creates one"))
+
+
+def _check_budget(desk: Desk, usd: float | None, left: float) -> None:
+    if usd is not None and usd > left:
+        raise BudgetError(Problem(
+            f"training may cost ${usd:.2f}, and ${max(0.0, left):.2f} of the budget are left",
+            where=desk.where, field="budget.max_usd", hint="nothing was created; raise it, or train less"))
 
 
 def _create_once(desk: Desk, job: TrainJob, staged: Staged, token: str, again: bool) -> JobRow:
@@ -389,8 +404,9 @@ def _check_student(student: StudentRef, folder: Path, backend: str) -> None:
         if path.is_symlink() or path.suffix.lower() in NEVER_IN_A_STUDENT:
             problems.append(Problem("a student may hold no links, pickles or code", where=str(path)))
     root = safe_join(folder, student.path or ".")
-    for name, digest in student.files.items():
-        path = safe_join(root, name)
+    named = [(safe_join(root, name), digest) for name, digest in student.files.items()]
+    named += [(safe_join(folder, name), digest) for name, digest in student.answers.items()]
+    for path, digest in named:
         if not path.is_file():
             problems.append(Problem("is missing", where=str(path)))
         elif digest_file(path) != digest:

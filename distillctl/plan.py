@@ -223,6 +223,12 @@ def _plan_training(ctx: Context, plan: Plan, row: PlanRow, role: LearnerRole,
         row.notes.append(f"takes about {seconds_text(found.duration_s[0])} to "
                          f"{seconds_text(found.duration_s[1])}")
     row.usd = found.cost_usd[1] if found.cost_usd else None
+    least = (found.cost_usd[0] if found.cost_usd else 0.0) + found.answering_usd
+    if least > plan.budget_usd:
+        plan.problems.append(Problem(
+            f"training and answering at `{ctx.learner(role).backend}` take ${least:.2f} at least, and the "
+            f"budget is ${plan.budget_usd:.2f}", where=ctx.loaded.where("budget"), field="budget.max_usd",
+            hint="raise it, or choose another backend"))
     _add_cost(plan, found.cost_usd)
 
 
@@ -240,4 +246,4 @@ def _provisional(ctx: Context, role: LearnerRole, splits: dict[Split, list[Examp
             files[split] = Path(folder) / f"{split}.jsonl"
             write_jsonl(files[split],
                         (stages.provisional_row(ctx.task, example) for example in splits[split]))
-        yield stages.train_job(ctx, role, files["train"], files["dev"])
+        yield stages.train_job(ctx, role, files["train"], files["dev"], splits)

@@ -7,21 +7,22 @@ backend it talks to, and none calls another: what passes between them are the fi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distillctl import answering, jobs
-from distillctl.backend import JobEvent, StudentRef, TrainJob
+from distillctl.backend import JobEvent, Prompts, StudentRef, TrainJob
 from distillctl.context import Context, LearnerRole
 from distillctl.data import audit, load_splits
 from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.evaluate.slices import check_fields
+from distillctl.job_answers import Answered, read_answers
 from distillctl.progress import seconds_text
 from distillctl.select import select
 from distillctl.stability import Stability
-from distillctl.store.files import digest_file, digest_json, read_json, write_json, write_jsonl
+from distillctl.store.files import digest_file, digest_json, read_json, safe_join, write_json, write_jsonl
 from distillctl.task import Task
-from distillctl.types import JSON, SPLITS, Example
+from distillctl.types import JSON, SPLITS, Example, Split
 from distillctl.variants import rows_of
 
 
@@ -92,19 +93,34 @@ def provisional_row(task: Task, example: Example) -> dict[str, JSON]:
             "completion": completion, "source": example.source}
 
 
-def train_job(ctx: Context, role: LearnerRole, train_file: Path, dev_file: Path) -> TrainJob:
-    """The job for a learner, on these rows."""
+def train_job(ctx: Context, role: LearnerRole, train_file: Path, dev_file: Path,
+              splits: Mapping[Split, Sequence[Example]] | None = None) -> TrainJob:
+    """The job for a learner, on these rows; prompts that it is to answer go beside them. splits: the
+    examples, where the run's own are not there yet."""
     learner = ctx.learner(role)
     with train_file.open(encoding="utf-8") as rows:
         count = sum(1 for _ in rows)
     return TrainJob(name=f"{ctx.recipe.name}-{role}", task=ctx.task, train=learner.train, model=learner.model,
-                    train_file=train_file, dev_file=dev_file, rows=count, digest=digest_file(train_file))
+                    train_file=train_file, dev_file=dev_file, rows=count, digest=digest_file(train_file),
+                    prompts=_prompts(ctx, train_file.parent / "prompts.jsonl", splits)
+                    if learner.answers_in_job else None)
+
+
+def _prompts(ctx: Context, path: Path, splits: Mapping[Split, Sequence[Example]] | None) -> Prompts:
+    """The prompts that a job is to answer, without what is expected of them."""
+    splits = splits or {split: ctx.examples(split) for split in SPLITS}
+    write_jsonl(path, ({"id": example.id, "split": split,
+                        "messages": ctx.task.render(example.fields, example.source)}
+                       for split in ("dev", "test") for example in splits[split]))
+    return Prompts(path, digest_file(path), ctx.recipe.evaluate)
 
 
 def job_key(ctx: Context, role: LearnerRole, job: TrainJob) -> str:
-    """Digest of all that determines a trained model, whatever run it belongs to."""
+    """Digest of all that determines a trained model and what its job answers, whatever run it belongs to."""
+    answers = {"prompts": job.prompts.digest, **ctx.answering_parts()} if job.prompts else {}
     return digest_json({"rows": job.digest, "dev": digest_file(job.dev_file) if job.dev_file else None,
-                        "task": job.task.spec.model_dump(mode="json"), **ctx.learner(role).parts()})
+                        "task": job.task.spec.model_dump(mode="json"), **ctx.learner(role).parts(),
+                        **answers})
 
 
 def train(ctx: Context, role: LearnerRole) -> None:
@@ -118,7 +134,7 @@ def train(ctx: Context, role: LearnerRole) -> None:
     at_most = found.cost_usd[1] if found.cost_usd else None
     row = jobs.train(backend, job, ledger=ctx.ledger, run=ctx.run_id, key=job_key(ctx, role, job),
                      on_event=teller, detach=ctx.options.detach, resubmit=ctx.options.resubmit,
-                     at_most_usd=at_most)
+                     at_most_usd=at_most, budget_left=ctx.budget_left)
     if ctx.options.detach and row.state != "succeeded":
         raise Detached(f"training goes on; come back with: distillctl attach {ctx.rundir.name}")
     student = jobs.collect(backend, row, ctx.path(role), ledger=ctx.ledger, on_event=teller)
@@ -159,14 +175,28 @@ def student_ref(ctx: Context, role: LearnerRole) -> StudentRef:
 
 
 def answer_learner(ctx: Context, role: LearnerRole) -> None:
-    """Let a trained model answer dev and test, and time it."""
-    with answering.learner(ctx, role, student_ref(ctx, role), ctx.path(role), trained_as=role) as who:
+    """Let a trained model answer dev and test, and time it, unless it did so in its job."""
+    student = student_ref(ctx, role)
+    if found := _from_job(ctx, role, student, "student"):
+        answering.write_answered(ctx, role, found, ("dev", "test"))
+        return
+    with answering.learner(ctx, role, student, ctx.path(role), trained_as=role) as who:
         answering.collect_splits(ctx, who, ("dev", "test"))
+
+
+def _from_job(ctx: Context, role: LearnerRole, student: StudentRef, who: str) -> Answered | None:
+    """What the student (or the untrained model, "base") answered in the student's training job."""
+    for name in student.answers:
+        return read_answers(safe_join(ctx.path(role), name), who)
+    return None
 
 
 def answer_base(ctx: Context) -> None:
     """Let the untrained student answer test, and time it."""
     trained = student_ref(ctx, "student")
+    if found := _from_job(ctx, "student", trained, "base"):
+        answering.write_answered(ctx, "base", found, ("test",))
+        return
     untrained = StudentRef(trained.backend, "model" if trained.kind != "hosted" else "hosted",
                            str(trained.data.get("base_model", trained.model)))
     with answering.learner(ctx, "base", untrained, ctx.path("student")) as who:

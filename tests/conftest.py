@@ -38,7 +38,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes with a thread per core each
 def _no_real_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.endswith(("_API_KEY", "_TOKEN", "_CREDENTIALS")) or name.startswith(
-                ("OPENAI_", "TOGETHER_", "ANTHROPIC_", "GOOGLE_")):
+                ("OPENAI_", "TOGETHER_", "ANTHROPIC_", "GOOGLE_", "DISTILLCTL_BACKEND_")):
             monkeypatch.delenv(name)
 
 

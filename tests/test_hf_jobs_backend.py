@@ -294,10 +294,8 @@ def test_the_sdk_is_as_it_was_before(sandbox, tmp_path):
 
 
 def test_nothing_that_we_call_is_deprecated(sandbox, tmp_path, job):
-    """The SDK itself makes its HTTP client warn once, where a large file goes to a server without Xet."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("default", "Use 'content=", DeprecationWarning)
         warnings.filterwarnings("ignore", category=ResourceWarning)
         ours = backend(sandbox, tmp_path)
         ours.preflight(job)

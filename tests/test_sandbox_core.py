@@ -70,8 +70,11 @@ class AcmePart(ProviderPart):
     def new_job_id(self):
         return f"job-{len(self.store.list('job')) + 1}"
 
-    def pointers(self, url):
-        return [url]
+    def key_variable(self):
+        return "ANY_KEY"
+
+    def settings(self, url):
+        return {"base_url": url}
 
     def ended(self, job):
         self.store.charge(job.account, "training", job.id, 2.5, "usd")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillctl_local.backend import LocalBackend
 
+from distillctl import job_answers
 from distillctl.backend import (
     API_VERSION,
     Ambiguous,
@@ -50,7 +51,8 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 DATA_REPO = "distillctl-data"
 RESULT = "distillctl.json"
 FILES = ("adapter_model.safetensors", "adapter_config.json")
-_MOST_BYTES = {"adapter_model.safetensors": 16 * 2**30, "adapter_config.json": 2**20, RESULT: 2**20}
+_MOST_BYTES = {"adapter_model.safetensors": 16 * 2**30, "adapter_config.json": 2**20, RESULT: 2**20,
+               job_answers.FILE: 2**30}
 _STATES: dict[str, JobState] = {
     "SCHEDULING": "queued", "RUNNING": "running", "COMPLETED": "succeeded", "ERROR": "failed",
     "CANCELED": "cancelled", "DELETED": "lost"}
@@ -65,7 +67,7 @@ class HfJobsBackend:
     capabilities: ClassVar[Capabilities] = Capabilities(
         task_kinds=frozenset({"classification", "structured", "text"}), label_probabilities=True,
         data_leaves_machine=True, reports_cost=True, student_is_local=True, untrained_answers=True,
-        training_version=LocalBackend.capabilities.training_version,
+        training_version=LocalBackend.capabilities.training_version, answers_setting="answer",
         settings_aside=frozenset({"timeout", "api_key_env", "request_timeout"}))
     Settings: ClassVar[type[HfJobsSettings]] = HfJobsSettings
 
@@ -160,11 +162,20 @@ class HfJobsBackend:
             info = service.read(service.api.repo_info, repo, repo_type="model")
             if info is None or not isinstance(info.sha, str) or not is_name(info.sha):
                 raise missing
-            for name, most in _MOST_BYTES.items():
-                if not service.download(repo, name, info.sha, fetched / name, most):
+
+            def fetch(name: str) -> Path:
+                if not service.download(repo, name, info.sha, fetched / name, _MOST_BYTES[name]):
                     raise missing
-        student = self._student(fetched, repo, info.sha)
+                return fetched / name
+
+            result = result_of(fetch(RESULT).read_text(encoding="utf-8", errors="replace"))
+            found = {name: digest_file(fetch(name)) for name in (*FILES, *_answers(result))}
+        student = self._student(fetched, result, found, repo, info.sha)
+        folder = into / (student.path or ".")
+        folder.mkdir(exist_ok=True)
         for name in FILES:
+            shutil.copyfile(fetched / name, folder / name)
+        for name in student.answers:
             shutil.copyfile(fetched / name, into / name)
         shutil.rmtree(fetched, ignore_errors=True)
         return student
@@ -240,19 +251,22 @@ class HfJobsBackend:
         """Where it is kept which folder of this machine a job's student is."""
         return safe_join(self._env.workspace / "bases", f"{folder}.json")
 
-    def _student(self, fetched: Path, repo: str, revision: str) -> StudentRef:
-        """The reference to a fetched student. Raises BackendError, StudentError where it is not sound."""
+    def _student(self, fetched: Path, result: Mapping[str, Any], found: Mapping[str, str], repo: str,
+                 revision: str) -> StudentRef:
+        """The reference to a fetched student. found: the digests of its files, the job's answers among
+        them. Raises BackendError, StudentError where it is not sound."""
         from distillctl_local.safety import read_header
 
-        result = result_of((fetched / RESULT).read_text(encoding="utf-8", errors="replace"))
-        found = {name: digest_file(fetched / name) for name in FILES}
         if result["files"] != found:
             raise StudentError(Problem("the repo's files are not what the job pushed", where=repo,
                                        hint="run again with --resubmit to train anew"))
         read_header(fetched / FILES[0])
-        return StudentRef(self.name, "adapter", self._model_of(result), ".", found, {
+        answers = {name: found[name] for name in _answers(result)}
+        # an adapter's folder holds nothing else
+        return StudentRef(self.name, "adapter", self._model_of(result), "adapter" if answers else ".", {
+            name: found[name] for name in FILES}, {
             "revision": None, "rows": result["rows"], "seconds": result["seconds"], "repo": repo,
-            "commit": revision})
+            "commit": revision}, answers)
 
     def _model_of(self, result: Mapping[str, Any]) -> str:
         """The base model: a Hub id or alias, or the folder of this machine that was uploaded."""
@@ -263,6 +277,11 @@ class HfJobsBackend:
             raise BackendError(Problem("was trained on a folder of another workspace", where=str(path.parent),
                                        value=result["model"], hint="collect it in that workspace"))
         return read_json(path)
+
+
+def _answers(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The file of a job's answers, where it gave some."""
+    return (job_answers.FILE,) if job_answers.FILE in result["files"] else ()
 
 
 def _student_repo(token: str) -> str:

@@ -30,6 +30,7 @@ from distillctl.types import JSON
 PROJECT = "distillctl"
 MOUNT = "/distillctl"
 ROWS, DEV, JOB, REQUIREMENTS = "train.jsonl", "dev.jsonl", "job.json", "requirements.txt"
+PROMPTS = "prompts.jsonl"
 BASE = "base"  # folder of a student that is a folder of this machine
 EXTRAS = ("local", "hf")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
@@ -57,6 +58,8 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
     files = {ROWS: job.train_file}
     if watches and job.dev_file is not None:
         files[DEV] = job.dev_file
+    if job.prompts is not None:
+        files[PROMPTS] = job.prompts.file
     named = model
     if is_folder(model):
         folder = Path(model).expanduser().resolve()
@@ -66,7 +69,8 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
     write_json(into / JOB, {
         "name": job.name, "model": named, "revision": None, "rows": job.rows, "digest": job.digest,
         "train": job.train.model_dump(mode="json"), "task": job.task.spec.model_dump(mode="json"),
-        "settings": dict(trainer)})
+        "settings": dict(trainer),
+        "evaluate": job.prompts.how.model_dump(mode="json") if job.prompts else None})
     wheel = project_wheel(into)
     write_text(into / REQUIREMENTS, "".join(f"{line}\n" for line in requirements(wheel.name, model)))
     files |= {JOB: into / JOB, wheel.name: wheel, REQUIREMENTS: into / REQUIREMENTS}

@@ -18,12 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillctl_local.process import DEFAULTS
+from distillctl_local.settings import LocalSettings
 from distillctl_local.trainer import Events
+from pydantic import TypeAdapter
 
+from distillctl.backend import StudentRef
+from distillctl.context import machine
 from distillctl.errors import BackendError, DataError, DistillctlError, Problem
-from distillctl.store.files import digest_file, read_json, write_json
+from distillctl.job_answers import FILE as ANSWERS
+from distillctl.job_answers import answer_all, write_answers
+from distillctl.recipe.models import EvaluateSpec, TaskSpec
+from distillctl.store.files import digest_file, read_json, read_jsonl, write_json
+from distillctl.task import build_task
 from distillctl.types import JSON
-from distillctl_hf_jobs.bundle import BASE, DEV, JOB, ROWS
+from distillctl_hf_jobs.bundle import BASE, DEV, JOB, PROMPTS, ROWS
 from distillctl_hf_jobs.logs import event_line
 
 if TYPE_CHECKING:
@@ -45,8 +53,9 @@ def main(arguments: list[str]) -> int:
             work = Path(scratch)
             job = lay_out(asked.folder, work)
             outcome = train(work)
+            files = {**outcome["files"], **answer(work, job)}
             push(work, asked.to, {"model": job["model"], "folder": asked.name, "rows": job["rows"],
-                                  "seconds": outcome["seconds"], "files": outcome["files"]})
+                                  "seconds": outcome["seconds"], "files": files})
     except DistillctlError as error:
         print(f"distillctl: {error}", flush=True)  # noqa: T201
         return 1
@@ -55,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def lay_out(folder: Path, work: Path) -> dict[str, JSON]:
     """The trainer's folder from what is mounted; the job as it was sent."""
-    for name in (ROWS, DEV):
+    for name in (ROWS, DEV, PROMPTS):
         if (folder / name).exists():
             shutil.copyfile(folder / name, work / name)
     job = read_json(folder / JOB)
@@ -86,6 +95,34 @@ def train(work: Path) -> dict[str, JSON]:
     return outcome
 
 
+def answer(work: Path, job: dict[str, JSON]) -> dict[str, str]:
+    """Let the student, and the untrained model where the recipe compares it, answer the prompts that came
+    along; the digest of the file, by name. Empty where none came."""
+    if not (work / PROMPTS).exists():
+        return {}
+    from distillctl_local.predictor import open_local
+
+    here = read_json(work / JOB)
+    task, how = build_task(TypeAdapter(TaskSpec).validate_python(job["task"])), EvaluateSpec.model_validate(
+        job["evaluate"])
+    settings = LocalSettings.model_validate(job["settings"])
+    trained = StudentRef("local", "adapter", here["model"], "result", {
+        name: digest_file(work / "result" / name) for name in WEIGHTS})
+    prompts = list(read_jsonl(work / PROMPTS))
+    asked = {"student": (trained, prompts)}
+    if how.base:
+        asked["base"] = (StudentRef("local", "model", here["model"]),
+                         [row for row in prompts if row["split"] == "test"])
+    found = {}
+    for who, (student, rows) in asked.items():
+        with open_local(student, work, task, how, device=settings.device, precision=settings.precision,
+                        threads=settings.threads) as predictor:
+            found[who] = answer_all(predictor, rows, how, machine(), timed=who == "student")
+        _say(work, f"the {who} answered {len(rows)} prompts")
+    write_answers(work / ANSWERS, found)
+    return {ANSWERS: digest_file(work / ANSWERS)}
+
+
 def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
     """The adapter and its result as one commit in a private model repo. A repo that has one is left as it
     is: the first of several jobs with one token is the one that counts."""
@@ -100,11 +137,18 @@ def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
         return
     write_json(work / RESULT, result)
     files = {name: work / "result" / name for name in WEIGHTS} | {RESULT: work / RESULT}
+    if ANSWERS in result["files"]:
+        files[ANSWERS] = work / ANSWERS
     api.create_commit(repo, [CommitOperationAdd(name, path) for name, path in files.items()],
                       commit_message="A student, trained by distillctl")
+    _say(work, f"pushed to {repo}")
+
+
+def _say(work: Path, message: str) -> None:
+    """Add a line to the trainer's story, and tell it."""
     events = Events(work / "events.jsonl")
     before = (work / "events.jsonl").stat().st_size
-    events.tell(f"pushed to {repo}")
+    events.tell(message)
     _tell(work / "events.jsonl", before)
 
 

@@ -28,7 +28,7 @@ def examine(job: TrainJob, model: str, settings: HfJobsSettings, env: BackendEnv
              f"{settings.timeout}",
              "rows, settings and a wheel of distillctl go to a private dataset repo, the adapter comes back "
              "through a private model repo; both stay there",
-             "the job gets the token as a secret; the student answers on this machine"]
+             "the job gets the token as a secret", _answering(job, settings)]
     if checkout() is None and not metadata.distribution(PROJECT).files:
         problems.append(Problem("this installation of distillctl lists no files, so the job cannot get it",
                                 hint="install it with pip, from a wheel or a checkout"))
@@ -50,6 +50,14 @@ def examine(job: TrainJob, model: str, settings: HfJobsSettings, env: BackendEnv
             problems.extend(error.problems)
     return Preflight(tuple(problems), (), tuple(notes), cost, (60.0, float(settings.timeout_s)),
                      (settings.host,))
+
+
+def _answering(job: TrainJob, settings: HfJobsSettings) -> str:
+    if job.prompts is None:
+        return ("the student answers on this machine; with backends.hf-jobs.answer the job answers dev and "
+                "test")
+    return ("the job answers dev and test too: their prompts go along, without what is expected, and latency "
+            f"is that of `{settings.flavor}`")
 
 
 def _student(job: TrainJob, model: str, notes: list[str]) -> list[Problem]:

@@ -29,6 +29,9 @@ class HfJobsSettings(Strict):
     timeout: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[smhd]$")] = "1h"
     """The job is ended after this time, e.g. 90m or 2h; it is the ceiling of the cost. The service's own
     default would be 30 minutes."""
+    answer: bool = False
+    """The job also answers the prompts of dev and test, so that no GPU is needed here; its latency is then
+    that of `flavor`. The prompts go there, without what is expected."""
     trainer: LocalSettings = LocalSettings()
     """How the trainer works, as in `backends.local`."""
     base_url: str | None = None

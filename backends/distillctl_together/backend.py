@@ -29,7 +29,7 @@ from distillctl.backend import (
     TrainJob,
     Unreachable,
 )
-from distillctl.errors import BackendError, DistillctlError, Problem, StudentError
+from distillctl.errors import BackendError, BudgetError, DistillctlError, Problem, StudentError
 from distillctl.hosted import creating
 from distillctl.jobs import new_token
 from distillctl.recipe.models import EvaluateSpec
@@ -54,7 +54,7 @@ from distillctl_together.data import size_of, sources
 from distillctl_together.predictor import Meter, TogetherPredictor
 from distillctl_together.preflight import Examination, cost_of
 from distillctl_together.request import price_question, translate
-from distillctl_together.serving import Serving
+from distillctl_together.serving import Serving, Target, serving_usd
 from distillctl_together.settings import TogetherSettings
 from distillctl_together.story import events_of, failure_of, seconds_of
 
@@ -104,7 +104,7 @@ class TogetherBackend:
         if usd is not None and most is not None and usd > most[1]:
             raise Rejected(f"Together estimates ${usd:.2f}, above the ${most[1]:.2f} that "
                            "backends.together.training_price allows")
-        return Staged({"file": file_id, "estimated_usd": usd, "request": found.arguments})
+        return Staged({"file": file_id, "request": found.arguments}, usd)
 
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
         request = staged.data["request"]
@@ -185,6 +185,7 @@ class TogetherBackend:
             if target is None:
                 raise StudentError(Problem("no deployment of this model is offered", value=student.model,
                                            where=self._settings.host))
+            self._check_budget(target)
             meter = Meter(target.usd_per_hour)
             with announced(self._env, self.name, name, self._settings.model_dump(mode="json")) as note:
                 try:
@@ -209,6 +210,17 @@ class TogetherBackend:
         """Stop what `open` started as `name`; whether there was anything."""
         with Service(self._settings, self._env) as service:
             return Serving(service, self._settings).stop(name)
+
+    def _check_budget(self, target: Target) -> None:
+        """That a deployment may run for as long as it would, idle, if this process died. Raises
+        BudgetError."""
+        least, left = serving_usd(target, self._settings), self._env.budget_left()
+        if least > left:
+            raise BudgetError(Problem(
+                f"a deployment at ${target.usd_per_hour:.2f} an hour takes ${least:.2f} at least, and "
+                f"${max(0.0, left):.2f} of the budget are left", where=self._settings.host,
+                field="budget.max_usd", hint="none was started; raise it, or have fewer things answer there: "
+                "--set evaluate.base=false"))
 
     # --- the upload ---
 

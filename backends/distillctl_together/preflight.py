@@ -11,7 +11,7 @@ from distillctl.uploads import upload_rows
 from distillctl_together.client import Failed, Service, is_model, key_problem, raise_for_account, unreachable
 from distillctl_together.data import Size, size_of
 from distillctl_together.request import translate
-from distillctl_together.serving import Serving
+from distillctl_together.serving import Serving, serving_usd
 from distillctl_together.settings import TogetherSettings
 
 MOST_BYTES = 5 * 1024**3  # beyond it, uploads go in parts
@@ -23,6 +23,7 @@ class Examination:
 
     def __init__(self, job: TrainJob, model: str, settings: TogetherSettings, env: BackendEnv) -> None:
         self._job, self._model, self._settings, self._env = job, model, settings, env
+        self._answering_usd = 0.0
         self._field = "backends.together.model" if settings.model else "student.model"
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
@@ -52,7 +53,7 @@ class Examination:
             cost = cost_of(size, int(found.arguments["n_epochs"]), self._settings)
             self._say_cost()
         return Preflight(tuple(self.problems), tuple(self.warnings), tuple(self.notes), cost, None,
-                         (self._settings.host,))
+                         (self._settings.host,), self._answering_usd)
 
     def _rows(self) -> Size:
         size = size_of(upload_rows(self._job.train_file))
@@ -119,10 +120,12 @@ class Examination:
                 f"what an hour of {target.hardware} costs is not known, so no budget could be kept",
                 field="backends.together.price_per_hour", hint="set it, in US dollars"))
             return
+        self._answering_usd = serving_usd(target, self._settings)
         self.notes.append(
             f"answers come from a dedicated deployment ({target.hardware}, ${target.usd_per_hour:.2f} an "
             "hour), started for the student and, where it is compared, for the untrained model, and stopped "
-            f"after; idle for {self._settings.inactive_timeout} minutes it stops by itself")
+            f"after; idle for {self._settings.inactive_timeout} minutes it stops by itself, so "
+            f"${self._answering_usd:.2f} of the budget must be left before it is started")
 
     def _say_cost(self) -> None:
         if self._settings.training_price is None:

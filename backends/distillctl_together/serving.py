@@ -41,6 +41,12 @@ class Target:
     usd_per_hour: float | None
 
 
+def serving_usd(target: Target, settings: TogetherSettings) -> float:
+    """US dollars that must be set aside for a deployment: it is stopped once it is not needed, by Together at
+    the latest when it was idle for so long. 0 where its price is not known."""
+    return (target.usd_per_hour or 0.0) * settings.inactive_timeout / 60
+
+
 class Serving:
     """The deployments of one project. sleep: seconds between looks."""
 

@@ -48,7 +48,7 @@ class Entrant:
     for the temperature of its probabilities. latencies_s: wall seconds of single requests, one at a time;
     a replayed entrant's come from its recorded answers where they have them. price: of its tokens; None
     where unknown or where `cost_usd` of the answers is all there is. usd_per_hour: of the endpoint that gave
-    them, where it is paid by time.
+    them, where it is paid by time. timed_on: the machine in words, where its training job timed it.
     Raises ValueError for a replayed entrant that was timed: that times the replay.
     """
 
@@ -64,6 +64,7 @@ class Entrant:
     usd_per_hour: float | None = None
     replayed: bool = False
     size_bytes: int | None = None
+    timed_on: str | None = None
 
     def __post_init__(self) -> None:
         if self.replayed and self.latencies_s and self.latency_source == "measured":
@@ -308,7 +309,7 @@ def _evaluation(given: EvaluationInput, who: Entrant, scored: metrics.Scored, te
     return Evaluation(
         name=who.name, role=who.role, model=who.model, n=len(scored.right), accuracy=accuracy,
         invalid=metrics.invalid(scored, groups), parts=metrics.part_means(scored, groups),
-        latency=latency(seconds, source), throughput=who.throughput,
+        latency=latency(seconds, source, who.timed_on), throughput=who.throughput,
         cost=_cost(given, who, [one.answer for one in scored.answers if one]),
         usd_per_hour=who.usd_per_hour, replayed=who.replayed,
         size_bytes=who.size_bytes,
@@ -366,6 +367,9 @@ def _notes(given: EvaluationInput, gold: bool, test: _Split, evaluations: Sequen
             notes.append(f"{one.name} is replayed from a recording, not asked in this run.{unknown}")
         if one.latency and one.latency.source == "recorded":
             notes.append(f"{one.name}: latencies are as recorded; hardware and load then are not known here.")
+        if one.latency and one.latency.machine:
+            notes.append(f"{one.name}: answered and timed in its training job, on {one.latency.machine}; on "
+                         "other hardware its latency is another.")
         if one.latency and one.latency.n < MIN_FOR_P95:
             what = "speed-up and p95" if one.latency.n < MIN_FOR_MEDIAN else "p95"
             notes.append(f"{one.name}: {plural(one.latency.n, 'request')} timed, too few for {what} "

@@ -12,8 +12,10 @@ MIN_FOR_MEDIAN = 6  # fewer values have no 95 % interval of their median
 MIN_FOR_P95 = 59
 
 
-def latency(seconds: Sequence[float], source: Literal["measured", "recorded"]) -> Latency | None:
-    """p50 and p95 with order-statistic intervals, of wall times of one request each in seconds.
+def latency(seconds: Sequence[float], source: Literal["measured", "recorded"],
+            machine: str | None = None) -> Latency | None:
+    """p50 and p95 with order-statistic intervals, of wall times of one request each in seconds; machine: see
+    `Latency`.
 
     None where there are none; p95 None under 59 values. Under 6 the interval of p50 is the range, and its
     method says so.
@@ -26,7 +28,7 @@ def latency(seconds: Sequence[float], source: Literal["measured", "recorded"]) -
     inner, outer = stats.quantile_interval(seconds, 0.5), stats.quantile_interval(seconds, 0.95)
     low, high = inner or (min(seconds), max(seconds))
     return Latency(
-        source=source, n=len(seconds),
+        source=source, machine=machine, n=len(seconds),
         p50=Interval(value=p50, low=low, high=high,
                      method="order statistics" if inner else "range, too few for an interval"),
         p95=Interval(value=p95, low=outer[0], high=outer[1], method="order statistics") if outer else None)

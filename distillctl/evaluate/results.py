@@ -67,9 +67,11 @@ class Calibration(Result):
 
 
 class Latency(Result):
-    """Wall time of one request at the client. source: "measured" one at a time, or "recorded"."""
+    """Wall time of one request at the client. source: "measured" one at a time, or "recorded". machine: in
+    words, where it was measured in a training job."""
 
     source: Literal["measured", "recorded"]
+    machine: str | None = None
     n: int
     p50: Interval
     p95: Interval | None  # None where n is too small to say

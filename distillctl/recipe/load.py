@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from distillctl.errors import Problem, RecipeError, StorageError
 from distillctl.recipe import paths, yaml12
 from distillctl.recipe.checks import Checks
 from distillctl.recipe.models import Recipe
-from distillctl.recipe.overrides import apply_overrides
+from distillctl.recipe.overrides import VARIABLE, apply_overrides
 from distillctl.recipe.problems import problems_of
 from distillctl.recipe.secrets import hide_keys, holds_key, lines_with_keys
 from distillctl.recipe.yaml12 import Document
@@ -66,7 +67,8 @@ class LoadedRecipe:
 def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None = None) -> LoadedRecipe:
     """Read, override and check a recipe. Nothing is written, and no address is contacted.
 
-    overrides: "path.to.field=value", the value in YAML; backend: takes the place of the recipe's.
+    overrides: "path.to.field=value", the value in YAML; backend: takes the place of the recipe's. Before
+    them go the settings that the environment has for a backend, see `overrides.py`.
     Only the chosen backend can check its `backends` block; see `settings_problems`.
     Raises RecipeError with all problems, each with its place.
     """
@@ -79,7 +81,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
             what = "the file is empty" if document.data is None else "a recipe must be a mapping at the top"
             document.problems.append(Problem(what, document.where(()), hint=_BEGIN))
         _stop_at(path, [*keys, *document.problems])
-    apply_overrides(document, overrides, backend)
+    apply_overrides(document, overrides, backend, os.environ)
     recipe, errors = _validate(document)
     blocks = recipe or _valid_blocks(document.data)
     checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student,
@@ -134,6 +136,7 @@ def _read(path: Path) -> str:
 def _keys(path: Path, text: str, overrides: Sequence[str]) -> list[Problem]:
     places = [f"{path}:{line}" for line in lines_with_keys(text)]
     places += [f"--set {override.partition('=')[0]}" for override in overrides if holds_key(override)]
+    places += [name for name, value in os.environ.items() if name.startswith(VARIABLE) and holds_key(value)]
     return [Problem(_KEY, place, hint=_KEY_HINT) for place in places]
 
 

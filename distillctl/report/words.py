@@ -216,6 +216,8 @@ def replay_stamp(evaluations: Sequence[Evaluation]) -> str | None:
 
 
 def latency_source(latency: Latency) -> str:
+    if latency.machine:
+        return f"in its training job, n = {latency.n}"
     return {"measured": f"measured, n = {latency.n}", "recorded": f"from the recording, n = {latency.n}"}[
         latency.source]
 

@@ -21,7 +21,7 @@ from distillctl.sandbox.hf_jobs_checks import HARDWARE, check_create, hardware_r
 from distillctl.sandbox.hf_jobs_container import Container
 from distillctl.sandbox.hf_jobs_hub import HubRoutes
 from distillctl.sandbox.jobs import Job
-from distillctl.sandbox.tuner import Report, TuningFailed
+from distillctl.sandbox.tuner import MODEL, Report, TuningFailed
 from distillctl.sandbox.wire import Call, Refused, Reply, Route, fingerprint, route
 from distillctl.types import JSON
 
@@ -111,11 +111,15 @@ class HfJobsPart(HubRoutes):
             minutes = max(1, math.ceil(self._seconds(job) / 60))
             self.store.charge(job.account, "job", job.id, minutes, f"minutes of {job.request['flavor']}")
 
+    def key_variable(self) -> str:
+        return "HF_TOKEN"
+
+    def settings(self, url: str) -> dict[str, JSON]:
+        return {"model": MODEL, "base_url": url, "namespace": None}
+
     def pointers(self, url: str) -> list[str]:
-        settings = {"model": "smollm2-135m", "base_url": url, "namespace": "null"}
-        return ["export HF_TOKEN=sandbox", "distillctl run RECIPE --backend hf-jobs " + " ".join(
-            f"--set 'backends.hf-jobs.{name}={value}'" for name, value in settings.items()),
-            "(the job's own command runs on this machine; --student has no part in it)"]
+        return [*super().pointers(url),
+                "(the job's own command runs on this machine; --student has no part in it)"]
 
     # --- the work ---
 

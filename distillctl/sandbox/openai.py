@@ -215,11 +215,12 @@ class OpenAIPart(ProviderPart):
         if job.end == "succeeded":
             self.store.charge(job.account, "training", job.id, job.extra["tokens"], "tokens")
 
-    def pointers(self, url: str) -> list[str]:
-        settings = {"model": self.base_models[0], "base_url": f"{url}/v1", "training_price": "0",
-                    "price": "{input: 0, output: 0}"}
-        return ["export OPENAI_API_KEY=sandbox", "distillctl run RECIPE --backend openai " + " ".join(
-            f"--set 'backends.openai.{name}={value}'" for name, value in settings.items())]
+    def key_variable(self) -> str:
+        return "OPENAI_API_KEY"
+
+    def settings(self, url: str) -> dict[str, JSON]:
+        return {"model": self.base_models[0], "base_url": f"{url}/v1", "training_price": 0,
+                "price": {"input": 0, "output": 0}}
 
     # --- what is shown ---
 

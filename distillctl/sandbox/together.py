@@ -229,10 +229,11 @@ class TogetherPart(TogetherServing, ProviderPart):
             for kind in ("merged", "adapter"):
                 self.add_model(job, str(job.extra[kind]), kind)
 
-    def pointers(self, url: str) -> list[str]:
-        return ["export TOGETHER_API_KEY=sandbox",
-                f"distillctl run RECIPE --backend together --set backends.together.base_url={url} "
-                f"--set backends.together.model={self.base_models[0]}"]
+    def key_variable(self) -> str:
+        return "TOGETHER_API_KEY"
+
+    def settings(self, url: str) -> dict[str, JSON]:
+        return {"model": self.base_models[0], "base_url": url}
 
     # --- what is shown ---
 

@@ -174,11 +174,12 @@ class VertexPart(StorageRoutes, ProviderPart):
         tokens = job.extra["stats"]["tokens"] * job.epochs
         self.store.charge(job.account, "training", job.id, tokens, "tokens")
 
-    def pointers(self, url: str) -> list[str]:
-        settings = {"model": self.base_models[0], "project": PROJECT, "bucket": BUCKET, "base_url": url,
-                    "training_price": "0", "price": "{input: 0, output: 0}"}
-        return ["export VERTEX_SANDBOX_TOKEN=sandbox", "distillctl run RECIPE --backend vertex " + " ".join(
-            f"--set 'backends.vertex.{name}={value}'" for name, value in settings.items())]
+    def key_variable(self) -> str:
+        return "VERTEX_SANDBOX_TOKEN"
+
+    def settings(self, url: str) -> dict[str, JSON]:
+        return {"model": self.base_models[0], "project": PROJECT, "bucket": BUCKET, "base_url": url,
+                "training_price": 0, "price": {"input": 0, "output": 0}}
 
     # --- what is looked up ---
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from distillctl.recipe.overrides import VARIABLE
 from distillctl.types import JSON
 
 if TYPE_CHECKING:
@@ -199,8 +200,19 @@ class ProviderPart(ABC):
         return 0
 
     @abstractmethod
+    def key_variable(self) -> str:
+        """The environment variable whose value the provider takes for a key."""
+
+    @abstractmethod
+    def settings(self, url: str) -> dict[str, JSON]:
+        """The settings that point a recipe's `backends.<name>` here."""
+
     def pointers(self, url: str) -> list[str]:
-        """Lines for a person: the environment variables and recipe settings that point here."""
+        """Commands for a person's shell, after which a run changes one word to come here."""
+        variable = f"{VARIABLE}{self.name.upper().replace('-', '_')}"
+        return [f"export {self.key_variable()}=sandbox",
+                f"export {variable}='{json.dumps(self.settings(url))}'",
+                f"distillctl run RECIPE --backend {self.name}"]
 
 
 def fingerprint(key: str) -> str:

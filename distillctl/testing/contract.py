@@ -206,7 +206,7 @@ class BackendContract:
 
     def test_staging_twice_gives_the_same_and_is_json(self, lab: Lab) -> None:
         first, second = lab.stage(), lab.stage()
-        assert first == second == Staged(_through_json(first.data))
+        assert first == second == Staged(_through_json(first.data), first.cost_usd)
 
     # --- submit, find, poll ---
 
