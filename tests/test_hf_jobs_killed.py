@@ -1,11 +1,14 @@
 """The hf-jobs backend in the job loop: kills, lost replies, outages and strange words make no second job."""
 
+import hashlib
+
 import pytest
 from support.hf_jobs import Delivery
 from support.hosted_jobs import HostedJobs
 
 from distillctl.sandbox import part
 from distillctl.sandbox.server import Sandbox
+from distillctl.store.files import digest_tree
 
 
 class TestHfJobs(HostedJobs):
@@ -25,9 +28,9 @@ class TestHfJobs(HostedJobs):
     def assert_is_the_student(self, workspace, student, sandbox):
         (job,) = sandbox.joblist.all()
         assert student["data"]["repo"].endswith(job.request["labels"]["distillctl-token"])
-        kept = sorted(path.name for path in (workspace / "student").iterdir()
-                      if path.name in student["files"])
-        assert kept == ["adapter_config.json", "adapter_model.safetensors"]
+        delivered = {name: "sha256:" + hashlib.sha256(data).hexdigest()
+                     for name, data in sandbox.part.container.files.items()}
+        assert student["files"] == digest_tree(workspace / "student") == delivered
 
     def bill(self, charge):
         return pytest.approx(charge["amount"] * 0.8 / 60, rel=1e-3)  # the minutes that it ran

@@ -75,6 +75,10 @@ def download(sandbox, path, key=KEY):
 # --- repos ---
 
 
+UPLOADS_DEPRECATED = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # within the SDK
+
+
+@UPLOADS_DEPRECATED
 def test_files_come_back_as_they_were_sent_small_ones_and_large_ones(sandbox, api, data):
     made = commit(api, data, {"a/rows.jsonl": b'{"a": 1}\n', "w.safetensors": b"\0\1\2"})
     assert download(sandbox, f"datasets/{data}/resolve/{made.oid}/a/rows.jsonl").content == b'{"a": 1}\n'
@@ -84,6 +88,7 @@ def test_files_come_back_as_they_were_sent_small_ones_and_large_ones(sandbox, ap
     assert large.lfs.sha256 == hashlib.sha256(b"\0\1\2").hexdigest()
 
 
+@UPLOADS_DEPRECATED
 def test_what_is_there_already_is_not_uploaded_again(sandbox, api, data):
     commit(api, data, {"w.safetensors": b"\0\1\2"})
     commit(api, data, {"copy.safetensors": b"\0\1\2"})

@@ -249,7 +249,7 @@ def test_the_command_says_how_to_point_at_it_and_keeps_its_state(tmp_path):
     process, lines = start("--state", str(tmp_path), "--speed", "1000")
     url = lines[0].split()[3].rstrip(";")
     assert any("export OPENAI_API_KEY=" in line for line in lines)
-    assert any(f"backends.openai.base_url={url}/v1" in line for line in lines)
+    assert any("export DISTILLCTL_BACKEND_OPENAI=" in line and f"{url}/v1" in line for line in lines)
     with openai.OpenAI(api_key="k", base_url=f"{url}/v1", max_retries=0) as client:
         job = to_end(client, train(client))
     process.send_signal(signal.SIGKILL)

@@ -336,7 +336,7 @@ def start(*arguments):
 def test_the_command_says_how_to_point_at_it_and_keeps_its_state(tmp_path):
     process, lines, url = start("--state", str(tmp_path), "--speed", "1000")
     assert any("export VERTEX_SANDBOX_TOKEN=" in line for line in lines)
-    assert any(f"backends.vertex.base_url={url}" in line for line in lines)
+    assert any("export DISTILLCTL_BACKEND_VERTEX=" in line and url in line for line in lines)
     with sdk(url) as client, bucket_of(url) as store:
         job = to_end(client, train(client, store.bucket(BUCKET)))
     process.send_signal(signal.SIGKILL)

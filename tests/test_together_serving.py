@@ -251,20 +251,6 @@ def arguments(sandbox, *more):
             "baseline=null", "--set", f"backends.together.base_url={sandbox.url}", *more]
 
 
-def test_one_word_changed_ends_with_a_verdict(workspace, recipes, sandbox):
-    done, again = call(*arguments(sandbox)), call(*arguments(sandbox))
-    found = json.loads(done.stdout)
-    assert found["metrics"]["verdict"]["word"] in ("viable", "marginal", "not ready")
-    assert {e["role"] for e in found["metrics"]["evaluations"]} >= {"student", "base"}
-    assert Path(found["report"]).is_file()
-    assert again.exit_code == 0 and "▸" not in again.stderr
-    assert [charge["what"] for charge in sandbox.store.charges()] == ["training", "serving", "serving"]
-    assert (sandbox.creates(), sandbox.paid_servers()) == (1, 0)
-    assert [path for path in workspace.root.rglob("*")
-            if path.is_file() and KEY.encode() in path.read_bytes()] == []
-    assert KEY not in done.output + again.output
-
-
 @pytest.mark.parametrize("point", ["after-deployment", "after-answer-commit:9"])
 def test_killed_during_evaluation_the_next_command_stops_the_deployment(workspace, recipes, sandbox, point):
     run = arguments(sandbox, "--set", "evaluate.base=false")

@@ -104,14 +104,14 @@ def checkout() -> Path | None:
 
 def project_wheel(into: Path) -> Path:
     """A wheel of this project in `into`. The same sources give the same bytes."""
-    name, data = _wheel()
+    name, data = wheel()
     with atomic_write(into / name, "wb") as file:
         file.write(data)
     return into / name
 
 
 @cache
-def _wheel() -> tuple[str, bytes]:
+def wheel() -> tuple[str, bytes]:
     """The wheel's name and bytes: built from a checkout, or put together from the installed files. Once for
     the process: what it has imported does not change either."""
     root = checkout()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sandbox_bench import SECRET, SandboxBench, in_child
+from support.sandbox_bench import SECRET, Children, SandboxBench
 
 from distillctl.errors import BackendError
 from distillctl.sandbox.faults import Fault
@@ -52,23 +53,27 @@ class HostedJobs:
         """US dollars, as the ledger must have them, of the provider's own charge."""
         raise NotImplementedError
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def children(cls) -> Iterator[Children]:
+        children = Children(cls.backend)
+        yield children
+        children.close()
+
     @pytest.mark.parametrize("point", POINTS)
     def test_a_killed_run_ends_with_one_job_one_charge_and_the_same_student(
-            self, tmp_path, sandbox, settings, point):
-        killed = in_child(tmp_path / "workspace", self.backend, settings, crash_at=point)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        again = in_child(tmp_path / "workspace", self.backend, settings)
-        assert again.returncode == 0, again.stderr
+            self, tmp_path, sandbox, settings, children, point):
+        """And the key is in no file, the provider's among them, and in no output."""
+        workspace = tmp_path / "workspace"
+        killed = children.run(workspace, settings, crash_at=point)
+        assert killed.returncode == -signal.SIGKILL, killed.output
+        again = children.run(workspace, settings)
+        assert again.returncode == 0, again.output
         assert (sandbox.creates(), sandbox.jobs(), len(sandbox.store.charges())) == (1, 1, 1)
-        assert SECRET not in killed.stdout + killed.stderr + again.stdout + again.stderr
+        assert SECRET not in killed.output + again.output
         assert files_with_secret(tmp_path) == []
-        student = json.loads((tmp_path / "workspace/student.json").read_text())
-        self.assert_is_the_student(tmp_path / "workspace", student, sandbox)
-
-    def test_the_key_is_in_no_file_and_no_output(self, tmp_path, sandbox, settings):
-        done = in_child(tmp_path / "workspace", self.backend, settings)
-        assert done.returncode == 0 and SECRET not in done.stdout + done.stderr
-        assert files_with_secret(tmp_path) == []
+        student = json.loads((workspace / "student.json").read_text())
+        self.assert_is_the_student(workspace, student, sandbox)
 
     @pytest.mark.parametrize("what", ["drop_after", "status_after", "garble", "truncate"])
     def test_a_lost_reply_is_one_create(self, bench, sandbox, what):
