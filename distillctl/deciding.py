@@ -72,8 +72,8 @@ def _entrant(ctx: Context, role: Role, model: str, *, has_dev: bool) -> Entrant:
         dev_predictions=ctx.predictions(role, "dev") if has_dev else None,
         latencies_s=timing["latencies_s"] or None, latency_source=timing["source"],
         throughput=Throughput(**throughput) if throughput else None, price=price,
-        usd_per_hour=timing.get("usd_per_hour"), replayed=timing["replayed"], size_bytes=_size(ctx.path(role)),
-        timed_on=timing["machine"] if timing.get("in_job") else None)
+        usd_per_hour=timing.get("usd_per_hour"), replayed=timing["replayed"],
+        size_bytes=_size(ctx.path(role)), timed_on=timing["machine"] if timing.get("in_job") else None)
 
 
 def _teacher_model(ctx: Context) -> str:

@@ -6,7 +6,6 @@ one setting that differs from what the sandboxes print.
 
 import asyncio
 import json
-import re
 import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from support.tiny_models import save_tiny_model
 from distillctl import answering, api, stages
 from distillctl.cli.main import cli
 from distillctl.errors import DataError
+from distillctl.recipe import yaml12
 from distillctl.sandbox import PARTS, part
 from distillctl.sandbox.server import Sandbox
 from distillctl.select import requests_of
@@ -29,8 +29,8 @@ HOSTED = ("openai", "together", "vertex", "hf-jobs")
 ALL = (*HOSTED, "local", "linear")
 KEYS = {name: f"canary-{number}e0b7d19c2a8f653" for number, name in enumerate(HOSTED)}
 RECIPES = Path(__file__).parents[1] / "recipes"
-SMALL = [(r"(?s)train:\n.*?\n\n", "train: {max_steps: 2, batch_size: 4, max_length: 2048}\n\n"),
-         (r"baseline: .*", "evaluate: {latency: {items: 2, warmup: 1}}")]
+SMALL = {"train": {"max_steps": 2, "batch_size": 4, "max_length": 2048}, "baseline": None,
+         "evaluate": {"latency": {"items": 2, "warmup": 1}}}
 
 
 @dataclass
@@ -51,11 +51,8 @@ def small_recipe(workspace):
     for name in ("routing.jsonl", "routing.teacher.jsonl"):
         lines = (RECIPES / "data" / name).read_text().splitlines(keepends=True)[:60]
         (workspace / "recipes/data" / name).write_text("".join(lines))
-    text = (RECIPES / "routing.yaml").read_text()
-    for old, new in SMALL:
-        text, count = re.subn(old, new, text)
-        assert count == 1
-    (workspace / "recipes/routing.yaml").write_text(text)
+    shipped = yaml12.parse((RECIPES / "routing.yaml").read_text(), "routing.yaml").data
+    (workspace / "recipes/routing.yaml").write_text(json.dumps(shipped | SMALL))
 
 
 def exports(sandbox, **more):
