@@ -20,7 +20,7 @@ from distillctl import answering
 from distillctl.budget import Budget
 from distillctl.collect import collect
 from distillctl.context import Context
-from distillctl.data import load_splits
+from distillctl.data import load_splits, pii
 from distillctl.drift import Drift, compare_answers, noise_of
 from distillctl.errors import Problem, UsageError
 from distillctl.predictors import teacher_price
@@ -118,6 +118,10 @@ class Canary:
                 self._ctx.loaded.where("teacher"), "teacher.price",
                 hint="give it in US dollars per million tokens: {input: 0.4, output: 1.6}"))
         here = answering.on_this_machine(spec.base_url)
+        if found.calls and not here and self._ctx.recipe.data.pii == "refuse":
+            texts = pii.sent_texts({"canary": [one for one, _, _ in self.pairs]}, self._ctx.task.variables)
+            if problems := pii.as_problems(pii.find_pii(texts)):
+                raise UsageError(*problems)
         return Asking(found.calls, found.usd_at_most, None if here else
                       spec.base_url or f"the {spec.provider} API", self._ctx.recipe.budget.max_usd)
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distillctl.context import Context
-from distillctl.data import load_splits
+from distillctl.data import load_splits, pii
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.evaluate.slices import check_fields
+from distillctl.plan import texts_of
 from distillctl.predictors import model_warnings
 from distillctl.recipe.load import load_recipe
 from distillctl.store.workspace import Workspace
@@ -52,6 +53,8 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
     rows = {split: len(splits[split]) for split in SPLITS}
     recipe = ctx.recipe
     warnings = [*warnings, *model_warnings(recipe, ctx.task.json_schema)]
+    if recipe.data.pii != "off":
+        warnings += pii.as_warnings(pii.find_pii(texts_of(ctx, splits)))
     counts = ", ".join(f"{count} {split}" for split, count in rows.items())
     trained = f"{ctx.learner('student').model} at {recipe.backend}"
     if recipe.baseline:

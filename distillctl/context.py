@@ -175,7 +175,8 @@ class Context:
         names = list(files.model_dump().values()) if isinstance(files, SplitFiles) else [files]
         if isinstance(data.split, str):
             names.append(data.split)
-        return {"task": self.recipe.task.model_dump(mode="json"), "data": data.model_dump(mode="json"),
+        return {"task": self.recipe.task.model_dump(mode="json"),
+                "data": data.model_dump(mode="json", exclude={"pii"}),
                 "files": [self._digest(name) for name in names]}
 
     def teacher_parts(self) -> dict[str, JSON]:

@@ -7,7 +7,7 @@ nothing is discovered after hours of work.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ from pathlib import Path
 from distillctl import answering, judge, stages
 from distillctl.backend import TrainJob, Unreachable
 from distillctl.context import Context, LearnerRole
-from distillctl.data import load_splits
+from distillctl.data import load_splits, pii
+from distillctl.data.formats import read_rows
 from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.pipeline import Step, select_until, steps_of
 from distillctl.predictors import LiveTeacher, model_warnings, teacher_price
 from distillctl.prices import Estimate, estimate
 from distillctl.progress import seconds_text
-from distillctl.recipe.models import JudgeSpec
+from distillctl.recipe.models import JudgeSpec, RecordedTeacher
 from distillctl.select import requests_of
 from distillctl.store.files import write_jsonl
 from distillctl.store.ledger import answer_key
@@ -96,10 +97,26 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
         known = not to_run & {"data", "teacher", "answer-student"}
         _plan_judge(ctx, plan, rows["judge"], judge.requests_of(ctx, judge.pairs_of(ctx)) if known else
                     _judge_at_most(ctx, splits))
+    if plan.sends_to and ctx.recipe.data.pii != "off":
+        found = pii.find_pii(texts_of(ctx, splits))
+        if ctx.recipe.data.pii == "refuse":
+            plan.problems += pii.as_problems(found)
+        else:
+            plan.warnings += pii.as_warnings(found)
     if plan.usd and plan.usd[1] > plan.budget_usd:
         plan.warnings.append(f"it may cost up to ${plan.usd[1]:.2f}; the budget of ${plan.budget_usd:.2f} "
                              "stops it before")
     return plan
+
+
+def texts_of(ctx: Context, splits: Mapping[Split, Sequence[Example]]) -> Iterator[pii.Text]:
+    """What a run may send away: what prompts show of the examples, and recorded answers."""
+    yield from pii.sent_texts(splits, ctx.task.variables)
+    if isinstance(ctx.recipe.teacher, RecordedTeacher):
+        path = ctx.loaded.resolve(ctx.recipe.teacher.outputs)
+        for line, row in read_rows(path):
+            if isinstance(row, dict) and isinstance(row.get("output"), str):
+                yield f"{ctx.recipe.teacher.outputs}:{line}", "output", row["output"]
 
 
 def _row(step: Step) -> PlanRow:

@@ -12,7 +12,7 @@ from distillctl.cli.output import json_option, recipe_options, reporter, say, sa
 from distillctl.cli.running import _ask, offline_option, yes_option
 
 _FORMATS = ("openai-chat", "openai-stored", "langfuse", "langsmith", "litellm", "csv")
-_SHOWN = 10  # skipped rows
+_SHOWN = 3  # skipped rows of each reason
 
 
 @click.command("import")
@@ -25,13 +25,18 @@ _SHOWN = 10  # skipped rows
               help="Without it: labels where there are few, short, repeated answers, else text.")
 @click.option("--prompt-column", default="prompt", show_default=True, help="Of a CSV file.")
 @click.option("--answer-column", default="answer", show_default=True, help="Of a CSV file.")
+@click.option("--pii", "look_for_pii", type=click.Choice(("off", "warn", "refuse")),
+              help="Look for personal data; refuse: write nothing where there is some. Goes into the recipe, "
+                   "for what leaves this machine later.  [default: warn, with the extra `pii`]")
 @json_option
 def import_command(file: Path, source: str, folder: Path, labels: str | None, kind: str | None,
-                   prompt_column: str, answer_column: str, as_json: bool) -> None:
+                   prompt_column: str, answer_column: str, look_for_pii: str | None,
+                   as_json: bool) -> None:
     """Make a recipe, examples and a recording from a log of real calls. Sends nothing.
 
     Logs hold what people wrote: look at data/examples.jsonl before a hosted backend sees it.
     """
+    from distillctl.data import pii
     from distillctl.errors import Problem, UsageError
     from distillctl.importing import import_log
 
@@ -40,7 +45,8 @@ def import_command(file: Path, source: str, folder: Path, labels: str | None, ki
                                  hint="give --labels or --kind text, not both"))
     given = [label.strip() for label in labels.split(",") if label.strip()] if labels else None
     done = import_log(file, source, folder, labels=given, kind=kind, prompt_column=prompt_column,
-                      answer_column=answer_column)
+                      answer_column=answer_column,
+                      look_for_pii=look_for_pii or ("warn" if pii.available() else "off"))
     if as_json:
         say_json(done.as_json())
         return
@@ -49,10 +55,16 @@ def import_command(file: Path, source: str, folder: Path, labels: str | None, ki
     if done.repeats:
         say(f"  {done.repeats} calls repeated a prompt and were merged; {done.contradicting} prompts had "
             "contradicting answers, of which the most frequent is kept")
-    for problem in done.skipped[:_SHOWN]:
-        say(f"  skipped {problem}", err=True)
-    if len(done.skipped) > _SHOWN:
-        say(f"  and {len(done.skipped) - _SHOWN} more rows skipped; --json lists them all", err=True)
+    by_reason: dict[str, list[str]] = {}
+    for problem in done.skipped:
+        by_reason.setdefault(problem.what, []).append(str(problem.where))
+    for what, places in sorted(by_reason.items(), key=lambda pair: -len(pair[1])):
+        more = f", … {len(places):,} rows; --json lists them" if len(places) > _SHOWN else ""
+        say(f"  skipped {', '.join(places[:_SHOWN])}{more}: {what}", err=True)
+    if done.personal is None and look_for_pii is None:
+        say("  not looked for personal data: pip install 'distillctl[pii]'", err=True)
+    for line in pii.as_warnings(done.personal or []):
+        say(f"  warning: {line}", err=True)
     say(f"next: distillctl check {folder}/recipe.yaml")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from distillctl.check import check_recipe
+from distillctl.data import pii
 from distillctl.errors import DataError, Problem, UsageError
 from distillctl.importing import openai, tracing
 from distillctl.importing.calls import Call, NotUsable, rows_of
@@ -47,7 +48,8 @@ class Logged:
 class Imported:
     """What became of a log. rows: of the log; skipped: rows that could not be used, each with its place and
     reason; repeats: calls whose prompt was there already; contradicting: prompts that got different answers,
-    of which the most frequent is kept; labels: None for text."""
+    of which the most frequent is kept; labels: None for text. personal: what was found that looks like
+    personal data, None where nobody looked."""
 
     folder: str
     rows: int
@@ -58,6 +60,7 @@ class Imported:
     models: Mapping[str, int]
     prompt: str
     skipped: list[Problem] = field(default_factory=list)
+    personal: list[pii.Finding] | None = None
 
     def as_json(self) -> dict[str, JSON]:
         return {**asdict(self), "models": dict(self.models),
@@ -66,14 +69,17 @@ class Imported:
 
 def import_log(path: Path, source: str, folder: Path, *, labels: Sequence[str] | None = None,
                kind: Literal["classification", "text"] | None = None, prompt_column: str = "prompt",
-               answer_column: str = "answer") -> Imported:
+               answer_column: str = "answer", look_for_pii: Literal["off", "warn", "refuse"] = "off",
+               ) -> Imported:
     """Read a log and write `folder`: recipe.yaml, its schema, data/examples.jsonl, data/teacher.jsonl.
 
     source: one of FORMATS. labels: those of the task; without them they are inferred from few, short, often
     repeated answers, unless `kind` is "text". Rows that cannot be used are skipped and told;
     of equal prompts one example is made. The recipe is checked as `distillctl check` does it.
+    look_for_pii: goes into the recipe as `data.pii`, and holds for this import too.
     Raises UsageError, with nothing written, where the folder holds such files already and where labels are
-    wanted that cannot be inferred; DataError where too little can be used.
+    wanted that cannot be inferred; DataError where too little can be used, or personal data is refused;
+    MissingExtra.
     """
     files = {name: folder / name for name in
              ("recipe.yaml", "recipe.schema.json", "data/examples.jsonl", "data/teacher.jsonl")}
@@ -95,6 +101,12 @@ def import_log(path: Path, source: str, folder: Path, *, labels: Sequence[str] |
     ids = {varying: _identity(one) for varying, one in kept.items()}
     spec = _spec(template, labels)
     _assert_same(spec, kept)
+    personal = None
+    if look_for_pii != "off":
+        personal = pii.find_pii((one.where, name, text) for varying, one in kept.items()
+                                for name, text in (("input", varying), ("output", one.call.output)))
+        if look_for_pii == "refuse" and personal:
+            raise DataError(*pii.as_problems(personal))
 
     write_jsonl(files["data/examples.jsonl"], ({"id": ids[varying], "input": varying} for varying in kept))
     write_jsonl(files["data/teacher.jsonl"], (
@@ -104,13 +116,14 @@ def import_log(path: Path, source: str, folder: Path, *, labels: Sequence[str] |
     models = Counter(one.call.model for one in kept.values() if one.call.model)
     write_text(files["recipe.schema.json"], schema_text())
     write_text(files["recipe.yaml"], recipe_text(
-        slug(folder.resolve().name), spec, path.name, models.most_common(1)[0][0] if models else None))
+        slug(folder.resolve().name), spec, path.name, models.most_common(1)[0][0] if models else None,
+        look_for_pii))
     check_recipe(files["recipe.yaml"])
     _assert_same(load_recipe(files["recipe.yaml"]).recipe.task, kept)
     return Imported(
         str(folder), rows, len(kept), len(logged) - len(kept),
         sum(len({_said(one, labels) for one in calls}) > 1 for calls in answers.values()),
-        list(labels) if labels else None, models, template.prompt, skipped)
+        list(labels) if labels else None, models, template.prompt, skipped, personal)
 
 
 def _read(path: Path, reader: Callable[[dict[str, JSON]], Call]) -> tuple[list[Logged], list[Problem], int]:

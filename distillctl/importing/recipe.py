@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from distillctl.recipe.models import ClassificationSpec, TextSpec
 
@@ -22,6 +23,7 @@ _TAIL = """
 data:
   examples: data/examples.jsonl
   split: {{train: 0.6, dev: 0.15, test: 0.25, seed: 1}}
+  {pii}
 
 teacher:
   provider: recorded           # the answers of the log; nothing is asked
@@ -37,15 +39,19 @@ budget: {{max_usd: 5}}
 """
 
 
-def recipe_text(name: str, spec: ClassificationSpec | TextSpec, source: str, model: str | None) -> str:
-    """A recipe for this task beside its data. source: the log's file name; model: the one of most answers."""
+def recipe_text(name: str, spec: ClassificationSpec | TextSpec, source: str, model: str | None,
+                look_for_pii: Literal["off", "warn", "refuse"]) -> str:
+    """A recipe for this task beside its data. source: the log's file name; model: the one of most answers;
+    look_for_pii: the recipe's `data.pii`."""
     text = _HEAD.format(source=_quoted(source), name=name, kind=spec.kind)
     if isinstance(spec, ClassificationSpec):
         text += f"  labels: [{', '.join(map(_quoted, spec.labels))}]\n"
     if spec.system is not None:
         text += f"  system: {_block(spec.system)}\n"
     text += f"  prompt: {_block(spec.prompt)}\n"
-    return text + _TAIL.format(model=f"  model: {_quoted(model)}\n" if model else "")
+    pii = f"pii: {look_for_pii}" if look_for_pii != "off" else "# pii: warn"
+    return text + _TAIL.format(pii=f"{pii:<29}# look for personal data before any leaves this machine",
+                               model=f"  model: {_quoted(model)}\n" if model else "")
 
 
 def _quoted(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,3 +58,7 @@ class DataSpec(Strict):
     """Shares, or the path of a JSON file {"train": [ids], "dev": [ids], "test": [ids]}."""
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Jaccard similarity of inputs (word 3-shingles) from which two rows in different splits are a leak."""
+    pii: Literal["off", "warn", "refuse"] = "off"
+    """Look for personal data (e-mail addresses, phone numbers, cards, ...) in what prompts show and in
+    recorded answers before any of it leaves this machine; needs the extra `pii`. warn: name the places, and
+    go on; refuse: stop. Names and postal addresses are not found."""
