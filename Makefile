@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,serve,text,pii,parquet,dev
+EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,serve,text,embedding,pii,parquet,dev
 
 .PHONY: setup demo test bench-train
 

@@ -20,7 +20,7 @@ from distillctl.budget import Budget
 from distillctl.progress import Reporter, Silent
 from distillctl.recipe.load import LoadedRecipe
 from distillctl.recipe.models import Recipe, RecordedTeacher, SplitFiles, TrainSpec
-from distillctl.store.files import digest_file, digest_json, read_jsonl
+from distillctl.store.files import digest_file, digest_json, digest_tree, read_jsonl
 from distillctl.store.ledger import Ledger
 from distillctl.store.rundir import RunDir
 from distillctl.store.workspace import Workspace, slug
@@ -177,7 +177,12 @@ class Context:
             names.append(data.split)
         return {"task": self.recipe.task.model_dump(mode="json"),
                 "data": data.model_dump(mode="json", exclude={"pii"}),
-                "files": [self._digest(name) for name in names]}
+                "files": [self._digest(name) for name in names], **self._embedder()}
+
+    def _embedder(self) -> dict[str, JSON]:
+        """The files of a local embedding model, which scores the answers."""
+        folder = Path(getattr(self.recipe.task, "embedding_model", None) or "")
+        return {"embedder": digest_tree(folder)} if folder.name and folder.is_dir() else {}
 
     def teacher_parts(self) -> dict[str, JSON]:
         teacher = self.recipe.teacher

@@ -26,6 +26,7 @@ from distillctl.recipe.models import JudgeSpec, RecordedTeacher
 from distillctl.select import requests_of
 from distillctl.store.files import write_jsonl
 from distillctl.store.ledger import answer_key
+from distillctl.task import TextTask
 from distillctl.types import JSON, SPLITS, Example, Request, Split
 from distillctl.variants import variants_of
 
@@ -84,6 +85,11 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
     if not to_run:
         return plan
     splits = _examples(ctx, plan, "data" in to_run)
+    if isinstance(ctx.task, TextTask):
+        try:
+            ctx.task.check_ready()
+        except DistillctlError as error:
+            plan.problems += error.problems
     plan.warnings += model_warnings(ctx.recipe, ctx.task.json_schema)
     rows = {row.stage: row for row in plan.rows}
     if "teacher" in to_run:

@@ -18,8 +18,15 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distillctl.errors import DataError, Problem, RecipeError
-from distillctl.evaluate.text_scores import LIKENESS, LIKENESS_NAMES, normal, rouge_l
+from distillctl.errors import DataError, Problem, RecipeError, UsageError
+from distillctl.evaluate.text_scores import (
+    LIKENESS_NAMES,
+    chrf,
+    embedding,
+    load_embedder,
+    normal,
+    rouge_l,
+)
 from distillctl.recipe.models import ClassificationSpec, FieldSpec, StructuredSpec, TextSpec
 from distillctl.types import JSON, Message
 
@@ -230,7 +237,21 @@ class TextTask(Task):
 
     def likeness(self, text: str, reference: str) -> float:
         """How alike two texts are, in [0, 1], as the recipe measures it."""
-        return LIKENESS[self.spec.similarity](text, reference)
+        if self.spec.similarity == "embedding":
+            return embedding(text, reference, self.spec.embedding_model)
+        return {"rouge_l": rouge_l, "chrf": chrf}[self.spec.similarity](text, reference)
+
+    def check_ready(self) -> None:
+        """Raises UsageError where the recipe's embedding model cannot be had; may load it from the Hub."""
+        if self.spec.embedding_model is None:
+            return
+        try:
+            load_embedder(self.spec.embedding_model)
+        except Exception as error:  # a folder with anything in it, or the Hub
+            raise UsageError(Problem(
+                f"cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                field="task.embedding_model", value=self.spec.embedding_model,
+                hint="name a folder that model2vec saved, or a Hub id of a static model")) from None
 
 
 def build_task(spec: ClassificationSpec | StructuredSpec | TextSpec) -> Task:

@@ -61,7 +61,7 @@ def problem(tmp_path, settings):
 
 
 def test_chrf_without_its_extra_is_an_error_that_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(task_models, "chrf_available", lambda: False)
+    monkeypatch.setattr(task_models, "missing_extra", {"chrf": "text"}.get)
     found = problem(tmp_path, "  similarity: chrf\n")
     assert found.field == "task.similarity"
     assert found.where.endswith("recipe.yaml:4")

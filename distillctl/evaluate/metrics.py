@@ -170,12 +170,15 @@ def text_scores(task: TextTask, scored: Scored, expected: Sequence[JSON],
         return None
     pairs = [(scored.values[i] or "", expected[i]["text"]) for i in at]
     groups = [groups[i] for i in at] if groups else None
+    embedded = intervals.mean([task.likeness(*pair) for pair in pairs], groups) if (
+        task.spec.similarity == "embedding") else None
     mean_chrf = intervals.mean([chrf(*pair) for pair in pairs], groups) if (
         task.spec.similarity == "chrf") else None
     return TextScores(
         n=len(at), exact=intervals.count([bool(said) and normal(said) == normal(wanted)
                                           for said, wanted in pairs], groups),
-        rouge_l=intervals.mean([rouge_l(*pair) for pair in pairs], groups), chrf=mean_chrf)
+        rouge_l=intervals.mean([rouge_l(*pair) for pair in pairs], groups), chrf=mean_chrf,
+        embedding=embedded)
 
 
 # --- classification ---------------------------------------------------------------------------------------

@@ -113,12 +113,14 @@ class StructuredScores(Result):
 
 
 class TextScores(Result):
-    """Texts against the `n` expected ones. exact: equal after normalisation. chrf: where the recipe asks."""
+    """Texts against the `n` expected ones. exact: equal after normalisation. chrf, embedding: where
+    the recipe asks."""
 
     n: int
     exact: Count
     rouge_l: Interval
     chrf: Interval | None
+    embedding: Interval | None = None
 
 
 Role = Literal["teacher", "base", "student", "baseline"]

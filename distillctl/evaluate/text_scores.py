@@ -1,14 +1,13 @@
-"""How alike two texts are, by kept libraries: ROUGE-L and chrF, in [0, 1]."""
+"""How alike two texts are, by kept libraries: ROUGE-L, chrF, static embeddings, in [0, 1]."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
-Likeness = Literal["rouge_l", "chrf"]
+Likeness = Literal["rouge_l", "chrf", "embedding"]
 _WORD = re.compile(r"\w+")
 
 
@@ -33,13 +32,36 @@ def chrf(text: str, reference: str) -> float:
     return _chrf_scorer().sentence_score(text, [reference]).score / 100
 
 
-def chrf_available() -> bool:
-    """Whether the library behind `chrf` is installed; does not import it."""
-    return find_spec("sacrebleu") is not None
+def embedding(text: str, reference: str, model: str) -> float:
+    """Cosine of two texts' static embeddings (model2vec: the mean of their tokens' vectors), 0 where it is
+    below. Words that mean the same are alike; word order counts for nothing. model: a folder or a Hub id.
+
+    Needs the extra `embedding`. Raises whatever loading raises; see `TextTask.check_ready`.
+    """
+    import numpy as np
+
+    one, other = load_embedder(model).encode([text, reference])
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return min(1.0, max(0.0, float(one @ other) / norms)) if norms else 0.0
 
 
-LIKENESS_NAMES: dict[Likeness, str] = {"rouge_l": "ROUGE-L", "chrf": "chrF"}
-LIKENESS: dict[Likeness, Callable[[str, str], float]] = {"rouge_l": rouge_l, "chrf": chrf}
+@cache
+def load_embedder(model: str) -> Any:
+    """The static embedding model in a folder or of a Hub id, from the cache where it is there."""
+    from model2vec import StaticModel  # 0.7 s
+
+    return StaticModel.from_pretrained(model, force_download=False, max_length=None)
+
+
+def missing_extra(similarity: Likeness) -> str | None:
+    """The extra whose package a likeness needs and that is not installed; imports nothing."""
+    package, extra = {"chrf": ("sacrebleu", "text"), "embedding": ("model2vec", "embedding")}.get(
+        similarity, (None, None))
+    return extra if package and find_spec(package) is None else None
+
+
+LIKENESS_NAMES: dict[Likeness, str] = {
+    "rouge_l": "ROUGE-L", "chrf": "chrF", "embedding": "a cosine of embeddings"}
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distillctl.evaluate.text_scores import Likeness, chrf_available
+from distillctl.evaluate.text_scores import Likeness, missing_extra
 from distillctl.recipe.strict import PositiveInt, Share, Strict
 
 
@@ -75,7 +75,10 @@ class TextSpec(_Prompted):
     """An answer with more words is wrong."""
     similarity: Likeness = "rouge_l"
     """How likeness to an expected `text` is measured: rouge_l (words in common, in order) or chrf (runs of
-    letters in common; for languages with many word forms or without blanks; needs the extra `text`)."""
+    letters in common; for languages with many word forms or without blanks; needs the extra `text`) or
+    embedding (meaning, word by word; needs `embedding_model` and the extra `embedding`)."""
+    embedding_model: Annotated[str | None, Field(max_length=300, exclude_if=lambda it: it is None)] = None
+    """A static embedding model for model2vec: a folder or a Hub id, such as minishlab/potion-base-8M."""
     min_similarity: Share | None = None
     """Smallest likeness to the expected `text` that counts as right; without it, where a `text` is expected
     and no terms are, the answers must be equal after normalisation."""
@@ -83,9 +86,9 @@ class TextSpec(_Prompted):
     @field_validator("similarity")
     @classmethod
     def _installed(cls, similarity: Likeness) -> Likeness:
-        if similarity == "chrf" and not chrf_available():
-            raise ValueError("needs the package sacrebleu, which is not installed; "
-                             "pip install 'distillctl[text]', or use rouge_l")
+        if extra := missing_extra(similarity):
+            raise ValueError(f"needs a package that is not installed; pip install 'distillctl[{extra}]', or "
+                             "use rouge_l")
         return similarity
 
     @model_validator(mode="after")
@@ -93,6 +96,12 @@ class TextSpec(_Prompted):
         if self.min_words and self.max_words and self.min_words > self.max_words:
             raise ValueError("min_words is above max_words, so every answer would be wrong; make it the "
                              "smaller of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _model_where_embedded(self) -> TextSpec:
+        if (self.similarity == "embedding") != (self.embedding_model is not None):
+            raise ValueError("similarity: embedding and embedding_model need each other; give both, or none")
         return self
 
 

@@ -117,6 +117,8 @@ def _by_kind(shown: Sequence[Evaluation]) -> list[Column]:
                   ("ROUGE-L", lambda e: _score(e.text and e.text.rouge_l))]
     if any(e.text and e.text.chrf for e in shown):
         found.append(("chrF", lambda e: _score(e.text and e.text.chrf)))
+    if any(e.text and e.text.embedding for e in shown):
+        found.append(("Cosine of embeddings", lambda e: _score(e.text and e.text.embedding)))
     return found
 
 
