@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,9 +172,49 @@ class TestOthersOnTheSameItems:
     def test_always_the_same_label_is_seen_through(self):
         expected = ["skip"] * 97 + ["code"] * 3
         found = evaluate_labels(expected, expected, ["skip"] * 100).verdict
+        assert (found.word, found.settled) == ("not ready", False)
+        assert "its answers have no clear connection with the expected ones" in found.sentence
+        assert any("recall of each label" in step for step in found.next_steps)
+
+    def test_a_student_hardly_better_than_a_constant_is_told_apart_from_one(self):
+        expected = ["skip"] * 97 + ["code"] * 3
+        found = evaluate_labels(expected, expected, ["skip"] * 98 + ["code"] * 2).verdict
         assert found.word == "viable"
         assert "but always answering 'skip' would be right on 97.0 %" in found.sentence
         assert any("recall of each label" in step for step in found.next_steps)
+
+
+class TestNoConnection:
+    """Answers that are right as often as by chance lose nothing against a teacher that is no better."""
+
+    def mixed(self, seed, n=120):
+        draw = random.Random(seed)
+        return [draw.choice(LABELS) for _ in range(n)]
+
+    def test_teacher_and_student_at_chance_are_not_ready_however_small_the_drop(self):
+        expected, said = self.mixed(1), self.mixed(2)
+        found = evaluate_labels(expected, said, said)
+        assert found.comparisons[0].drop.value == 0
+        assert found.verdict.word == "not ready"
+        assert any("wrong or mixed up" in reason and "not a bounded task" in reason
+                   for reason in found.verdict.reasons)
+        assert found.verdict.next_steps[0].startswith("Look at twenty items")
+
+    def test_a_student_at_chance_beside_a_good_teacher_has_learned_nothing(self):
+        expected = self.mixed(1)
+        found = evaluate_labels(expected, expected, self.mixed(2)).verdict
+        assert found.word == "not ready"
+        assert any("training has failed" in reason for reason in found.reasons)
+
+    def test_a_few_items_are_too_few_to_say_so(self):
+        few = ["skip", "code"] * 3
+        assert "connection" not in evaluate_labels(few, few, few[::-1]).verdict.sentence
+
+    def test_a_weak_connection_is_one(self):
+        expected = self.mixed(1, 300)
+        said = [label if i % 4 == 0 else other for i, (label, other) in
+                enumerate(zip(expected, self.mixed(2, 300), strict=True))]
+        assert "connection" not in evaluate_labels(expected, said, said).verdict.sentence
 
 
 def evaluate_labels(expected, teacher, student):

@@ -202,3 +202,20 @@ class TestItemsThatBelongTogether:
 
     def test_values_that_balance_within_groups_are_not_taken_for_more_items(self):
         assert stats.design_effect([1, 0] * 10, [i // 2 for i in range(20)]) == 1
+
+
+class TestHitsAboveChance:
+    def test_it_is_the_z_of_a_permutation_test(self):
+        rng = np.random.default_rng(1)
+        expected, said = rng.integers(0, 3, 80), rng.integers(0, 4, 80)  # 3: no valid answer
+        said[:15] = expected[:15]
+        table = [[int(((expected == i) & (said == j)).sum()) for j in range(4)] for i in range(3)]
+        hits = np.array([(rng.permutation(expected) == said).sum() for _ in range(20_000)])
+        z = ((expected == said).sum() - hits.mean()) / hits.std()
+        assert stats.hits_above_chance(table) == pytest.approx(z, abs=0.06)
+
+    def test_always_the_same_answer_hits_as_by_chance(self):
+        assert stats.hits_above_chance([[97, 0, 0], [3, 0, 0]]) == 0
+
+    def test_one_expected_label_tells_nothing(self):
+        assert stats.hits_above_chance([[50, 0, 0], [0, 0, 0]]) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distillctl.evaluate.findings import Findings
+from distillctl.evaluate.findings import Findings, unconnected
 from distillctl.evaluate.wording import about, gap, gap_range, percent, plural, times
 
 NOTABLE = 0.2  # share of the student's wrong answers from which a cause is named
@@ -48,6 +48,10 @@ def _what_is_broken(found: Findings) -> list[str]:
     if student.invalid.k == student.n:
         steps.append("Look at the student's raw answers: not one could be read. Does it end its answer, is "
                      "the token limit long enough, does it see the same prompt as in training?")
+    if student.accuracy.k and unconnected(student):
+        steps.append("Look at twenty items with what is expected of them and what was answered, before "
+                     "anything is trained again: could a person who sees only the prompt tell the answer? "
+                     "If not, this is not a bounded task; if so, the labels stand with the wrong items.")
     for one in found.versus_base:
         if one.difference.high < 0:
             steps.append("Training made the model worse: untrained it is right on "

@@ -18,6 +18,7 @@ from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration, confid
 from distillctl.evaluate.cost import cost, server, teacher_cost
 from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.errors import against_teacher, label_suspects
+from distillctl.evaluate.findings import unconnected
 from distillctl.evaluate.judging import Judged, judge_scores
 from distillctl.evaluate.latency import MIN_FOR_MEDIAN, MIN_FOR_P95, latency, speedup
 from distillctl.evaluate.results import (
@@ -183,6 +184,8 @@ def _cascade(given: EvaluationInput, teacher: Entrant, student: Entrant, by_name
     found = by_name[student.name].calibration
     if found is None:
         return None, None
+    if unconnected(by_name[teacher.name]):
+        return None, "A threshold would be of no use: the teacher is right only as often as by chance."
     test, dev = (_sure(given.task, split, teacher_said, student_said, found.temperature)
                  for split, teacher_said, student_said in (
                      (splits[0], teacher.predictions, student.predictions),

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distillctl.evaluate.results import Cascade, Comparison, Contrast, Evaluation, Role
+from distillctl.evaluate.stats import hits_above_chance
 from distillctl.recipe.models import VerdictSpec
+
+MIN_ITEMS = 30  # fewer say little
+CLEAR = 3.0  # standard errors; by chance once in 700, and any student that is of use has far more
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Findings:
         return self.student.accuracy.n - self.student.accuracy.k
 
     @property
+    def measure(self) -> str:
+        """What answers are held against, as an adjective."""
+        return "expected" if self.gold else "teacher's"
+
+    @property
     def timed_by_recording(self) -> bool:
         """Whether a speed-up rests on latencies that were not measured here."""
         return any(one.latency is not None and one.latency.source == "recorded"
@@ -91,6 +100,15 @@ class Findings:
     def share_of(self, name: str) -> float:
         """An entrant's accuracy."""
         return next(one for one in self.evaluations if one.name == name).accuracy.share.value
+
+
+def unconnected(who: Evaluation) -> bool:
+    """Whether somebody's labels have no clear connection with the expected ones: no more of them are right
+    than by chance. False where there are too few items to tell."""
+    if who.confusion is None or who.n < MIN_ITEMS:
+        return False
+    above = hits_above_chance(who.confusion.counts)
+    return above is not None and above < CLEAR
 
 
 def _commonest(student: Evaluation) -> tuple[str | None, float]:

@@ -173,6 +173,27 @@ def _binomial_half(k: int, n: int) -> float:
     return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
 
+def hits_above_chance(counts: Sequence[Sequence[int]]) -> float | None:
+    """How many standard errors the hits of a confusion table lie above what answers that have nothing to do
+    with the expected ones would give; None where all items are expected alike, so that nothing can be told.
+
+    counts: (labels, answers), the answers in the labels' order first. Mean and variance are those over every
+    way of giving the same answers to the same items.
+    """
+    import numpy as np
+
+    table = np.asarray(counts, float)
+    n, expected = table.sum(), table.sum(1)
+    if (expected > 0).sum() < 2:
+        return None
+    said = table.sum(0)[:len(expected)]
+    both = expected * said
+    alone = both @ ((n - expected) * (n - said))
+    variance = (alone + both.sum() ** 2 - both @ both) / (n * n * (n - 1))
+    hits = float(np.trace(table[:, :len(expected)]) - both.sum() / n)
+    return hits / math.sqrt(variance) if variance > 1e-12 else 0.0
+
+
 def items_needed(difference: float, discordance: float, bound: float, *, level: float = 0.95,
                  power: float = 0.8) -> int | None:
     """Items with which Tango's interval of a paired difference leaves `bound` out, with this chance

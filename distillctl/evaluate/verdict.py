@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distillctl.evaluate.advice import next_steps
-from distillctl.evaluate.findings import Findings
+from distillctl.evaluate.findings import MIN_ITEMS, Findings, unconnected
 from distillctl.evaluate.results import (
     Cascade,
     Comparison,
@@ -25,7 +25,6 @@ from distillctl.evaluate.wording import about, gap, gap_range, percent, plural, 
 from distillctl.recipe.models import VerdictSpec
 
 Word = Literal["viable", "marginal", "not ready"]
-MIN_ITEMS = 30
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ def decide(spec: VerdictSpec, *, gold: bool, evaluations: Sequence[Evaluation],
     """
     found = Findings.gather(spec, gold, evaluations, comparisons, contrasts, cascade, behind)
     decision = judge(spec, found.versus.drop, found.versus.speedup, discordance(found.versus),
-                     nothing_right=not found.student.accuracy.k, design_effect=design_effect)
+                     worthless=not found.student.accuracy.k or unconnected(found.student),
+                     design_effect=design_effect)
     return Verdict(
         student=found.student.name, word=decision.word, on_quality_alone=found.versus.speedup is None,
         settled=decision.settled, needed=decision.needed, sentence=sentence(found, decision),
@@ -64,15 +64,15 @@ def decide(spec: VerdictSpec, *, gold: bool, evaluations: Sequence[Evaluation],
 
 
 def judge(spec: VerdictSpec, drop: Interval, speedup: Interval | None, discordance: float, *,
-          nothing_right: bool = False, design_effect: float = 1.0) -> Decision:
+          worthless: bool = False, design_effect: float = 1.0) -> Decision:
     """The word, whether it is settled, and the test items that would settle it.
 
-    A student that is right on nothing is not ready, however little the teacher does; no number of items
-    is then named, because something other than their number is wrong.
+    worthless: the student is right on nothing, or as often as by chance. It is not ready, however little the
+    teacher does; no number of items is then named, because something other than their number is wrong.
     """
     speed = (speedup.low, speedup.value, speedup.high) if speedup else (None, None, None)
     word = _word(spec, drop.value, speed[1])
-    if nothing_right and word != "not ready":
+    if worthless and word != "not ready":
         return Decision("not ready", settled=False)
     low, high = _word(spec, drop.low, speed[2]), _word(spec, drop.high, speed[0])
     may_be_fast = speedup is None or speedup.high >= spec.min_speedup
@@ -126,6 +126,8 @@ def sentence(found: Findings, decision: Decision) -> str:
                  for one in found.as_good]
     elif not found.student.accuracy.k:
         tail.append("it is right on nothing")
+    elif unconnected(found.student):
+        tail.append(f"its answers have no clear connection with the {found.measure} ones")
     if decision.needed:
         more = " and more timed requests" if decision.speed_open else ""
         tail.append(f"{about(decision.needed, 'test item')} in all{more} would settle it")
@@ -153,6 +155,8 @@ def reasons(found: Findings, decision: Decision) -> list[str]:
         said.append("The teacher is right on no item: as a measure it is worth nothing here.")
     if not student.accuracy.k:
         said.append("The student is right on no item.")
+    elif unconnected(student):
+        said.append(_about_chance(found))
     if found.wrong and found.gold:
         said.append(_about_errors(found))
     if student.invalid.k:
@@ -217,6 +221,17 @@ def _about_speed(found: Findings) -> str:
     if found.timed_by_recording:
         text += "; it rests on recorded latencies, whose hardware and load are not known here"
     return text + "."
+
+
+def _about_chance(found: Findings) -> str:
+    """Why a student that is right as often as by chance is: the labels, the task, or the training."""
+    alike = f"are right about as often as by chance, however often that is: they have no clear connection " \
+            f"with the {found.measure} ones"
+    if unconnected(found.teacher):
+        return (f"The answers of teacher and student {alike}. The expected answers are wrong or mixed up, or "
+                "they do not follow from the prompt, so that this is not a bounded task.")
+    return (f"The student's answers {alike}. What the teacher says does not follow from the prompt, so that "
+            "this is not a bounded task, or its labels are mixed up, or the training has failed.")
 
 
 def _about_errors(found: Findings) -> str:

@@ -14,7 +14,7 @@ from distillctl.report.sanitize import cut
 from distillctl.types import JSON
 
 MOST_ITEMS = 200  # shown per cell
-MOST_FILTERS = 24
+MOST_FILTERS = 16
 MOST_TRAIT = 80  # characters
 MOST_TEXT = 4000  # characters shown of a prompt or an answer
 
