@@ -201,7 +201,7 @@ class Context:
     def judge_parts(self) -> dict[str, JSON]:
         judge = self.recipe.evaluate.judge
         return {"judge": judge and judge.model_dump(
-            mode="json", exclude={*_NOT_IDENTITY, "price", "min_agreement"})}
+            mode="json", exclude={*_NOT_IDENTITY, "api_key_env", "min_agreement", "price"})}
 
     def scoring_parts(self) -> dict[str, JSON]:
         recipe = self.recipe

@@ -44,7 +44,7 @@ def evaluation_input(ctx: Context, student: Entrant | None = None) -> Evaluation
     groups = {e.id: str(e.fields.get(group)) for e in (*test, *dev)} if group else None
     wanted = ctx.recipe.evaluate
     judged = None
-    if wanted.judge and student is None:
+    if wanted.judge and student is None and ctx.path(judge.FILE).exists():
         judged = Judging(*judge.judged_of(ctx), wanted.judge.model, wanted.judge.min_agreement)
     return EvaluationInput(ctx.task, ctx.recipe.verdict, test, entrants, dev, groups, wanted.cascade,
                            wanted.slices, ctx.recipe.economics, paid_for(ctx), judged)

@@ -118,6 +118,14 @@ def test_a_fair_judge_is_believed_and_decides_nothing(workspace: Path) -> None:
     assert "✓ answer-student  reused" in done.stderr
 
 
+def test_claude_can_be_the_judge(workspace: Path) -> None:
+    with ChatServer(fair, key=KEY) as server:
+        judge = metrics_of(run(server, "--set", "evaluate.judge.provider=anthropic", "--set",
+                               f"evaluate.judge.base_url={server.anthropic_url}"))["judge"]
+    assert judge["believed"]
+    assert {one.path for one in server.asked} == {"/v1/messages"}
+
+
 def test_neither_answer_is_named_and_each_stands_first_once(workspace: Path) -> None:
     with ChatServer(fair, key=KEY) as server:
         run(server)

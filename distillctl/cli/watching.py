@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,8 +112,10 @@ def drift(recipe: Path, backend: str | None, overrides: tuple[str, ...], items: 
         if spent:
             say(f"spent {spent_text(spent)}")
         if found.drifted:
-            say("next, a new student beside the old one: "
-                f"distillctl run {recipe} --set {_collected_anew(outputs)}")
+            given = [*(("--backend", backend) if backend else ()),
+                     *(part for override in overrides for part in ("--set", override)),
+                     "--set", _collected_anew(outputs)]
+            say(f"next, a new student beside the old one: distillctl run {shlex.join([str(recipe), *given])}")
     if found.drifted:
         sys.exit(1)
 
