@@ -1,10 +1,12 @@
 """A job is created once: whatever happens to the reply, to the listing or between two runs."""
 
+from dataclasses import replace
+
 import pytest
 from support.jobs import KEY, Bench
 from support.loopback import Provider
 
-from distillctl.errors import BackendError
+from distillctl.errors import BackendError, BudgetError
 
 
 @pytest.fixture
@@ -37,6 +39,29 @@ def test_the_bill_is_unknown_with_a_bound_until_the_provider_says(bench, provide
     bench.train(at_most_usd=2.0, detach=True)
     spent = bench.ledger.spent("recipe/run")
     assert (spent.usd, spent.unknown, spent.at_most) == (0, 1, 2.0)
+
+
+def test_a_job_that_may_cost_more_than_is_left_is_not_created_and_nothing_is_uploaded(
+        bench, provider, monkeypatch):
+    monkeypatch.delattr(type(bench.backend), "stage")
+    with pytest.raises(BudgetError, match=r"may cost \$2.00, and \$1.50 of the budget are left"):
+        bench.train(at_most_usd=2.0, budget_left=lambda: 1.5)
+    assert (provider.creates(), bench.rows()) == (0, [])
+
+
+def test_a_service_s_own_estimate_counts_once_it_has_the_rows(bench, provider, monkeypatch):
+    stage = bench.backend.stage
+    monkeypatch.setattr(bench.backend, "stage", lambda job: replace(stage(job), cost_usd=2.0))
+    with pytest.raises(BudgetError):
+        bench.train(budget_left=lambda: 1.5)
+    assert (provider.creates(), bench.rows()) == (0, [])
+    bench.train(budget_left=lambda: 2.5, detach=True)
+    assert bench.ledger.spent("recipe/run").at_most == 2.0
+
+
+def test_a_job_that_is_in_the_books_is_followed_whatever_is_left(bench, provider):
+    bench.train(at_most_usd=2.0, budget_left=lambda: 2.0, detach=True)
+    assert bench.train(at_most_usd=2.0, budget_left=lambda: 0.0).state == "succeeded"
 
 
 def test_a_refusal_is_an_error_in_the_provider_s_words(bench, provider):

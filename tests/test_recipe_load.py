@@ -102,6 +102,38 @@ class TestValues:
         assert load_recipe(path).recipe.data.examples.dev == "b.jsonl"
 
 
+class TestEnvironment:
+    VARIABLE = "DISTILLCTL_BACKEND_HF_JOBS"
+
+    def test_it_sets_fields_of_one_backend_over_the_recipe_s_and_under_those_of_the_command(
+            self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv(self.VARIABLE, '{"base_url": "http://127.0.0.1:1", flavor: cpu-basic}')
+        path = write_recipe(folder, GOOD + "backends: {hf-jobs: {flavor: l4x1, timeout: 2h}}\n")
+        loaded = load_recipe(path, ["backends.hf-jobs.flavor=h200"])
+        assert loaded.recipe.backends == {
+            "hf-jobs": {"base_url": "http://127.0.0.1:1", "flavor": "h200", "timeout": "2h"}}
+        assert loaded.where("backends.hf-jobs.base_url") == self.VARIABLE
+
+    @pytest.mark.parametrize(("value", "what"), [
+        ("http://127.0.0.1:1", "must hold settings of a backend in YAML"), ("{a: 1", "")])
+    def test_what_is_no_mapping_is_a_problem_that_names_the_variable(
+            self, folder: Path, monkeypatch: pytest.MonkeyPatch, value: str, what: str):
+        monkeypatch.setenv(self.VARIABLE, value)
+        (only,) = problems(folder, GOOD)
+        assert only.startswith(self.VARIABLE) and what in only
+
+    def test_a_key_in_it_is_refused_and_not_shown(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        key = "hf_" + "Ab1" * 12
+        monkeypatch.setenv(self.VARIABLE, f"{{api_key: {key}}}")
+        found = problems(folder, GOOD)
+        assert any("in the shape of a key" in one for one in found) and key not in "".join(found)
+
+    def test_a_baseline_that_is_the_chosen_backend_is_left_out(self, folder: Path):
+        path = write_recipe(folder, GOOD + "baseline: linear\n")
+        assert load_recipe(path, backend="linear").recipe.baseline is None
+        assert load_recipe(path, backend="openai").recipe.baseline == "linear"
+
+
 class TestProblems:
     def test_problems_of_all_kinds_come_at_once_in_the_order_of_the_file(self, folder: Path):
         text = GOOD.replace("expected: label", "expected: label\n  examples: twice.jsonl").replace(

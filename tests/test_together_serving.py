@@ -21,7 +21,7 @@ from distillctl_together.settings import TogetherSettings
 from distillctl import servers
 from distillctl.backend import BackendEnv, StudentRef
 from distillctl.cli.main import cli
-from distillctl.errors import StudentError
+from distillctl.errors import BudgetError, StudentError, UsageError
 from distillctl.recipe.models import EvaluateSpec, TrainSpec
 from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
@@ -53,15 +53,19 @@ def job(tmp_path):
     return example_job(tmp_path, "classification", MODEL, TrainSpec())
 
 
-def backend_of(workspace, sandbox, **more):
-    env = BackendEnv(workspace.private / "together", lambda name: KEY, time.time, run="recipe/run")
+def backend_of(workspace, sandbox, left=100.0, **more):
+    env = BackendEnv(workspace.private / "together", lambda name: KEY, time.time, run="recipe/run",
+                     budget_left=lambda: left)
     return TogetherBackend(TogetherSettings(base_url=sandbox.url, model=MODEL, **more), env)
 
 
 def opened(workspace, sandbox, job, **more):
     """The untrained model, deployed: as a student is, without a training."""
-    return backend_of(workspace, sandbox, **more).open(
-        StudentRef("together", "hosted", MODEL), workspace.root, job.task, EvaluateSpec())
+    return open_base(backend_of(workspace, sandbox, **more), workspace, job)
+
+
+def open_base(backend, workspace, job):
+    return backend.open(StudentRef("together", "hosted", MODEL), workspace.root, job.task, EvaluateSpec())
 
 
 def call(*arguments):
@@ -134,6 +138,27 @@ def test_a_lost_reply_to_a_creation_leaves_nothing(workspace, sandbox, job, rout
         pass
     assert sandbox.store.requests()[route] == 1
     assert sandbox.store.list("deployment") == sandbox.store.list("endpoint") == []
+
+
+# --- the budget ---
+
+
+def test_a_deployment_that_could_pass_the_budget_is_not_started(workspace, sandbox, job):
+    """Idle after a crash, it would run for `inactive_timeout`: 30 minutes at $3.99 an hour."""
+    backend = backend_of(workspace, sandbox, left=1.99)
+    with (pytest.raises(BudgetError, match=r"takes \$2.00 at least, and \$1.99 of the budget are left"),
+          open_base(backend, workspace, job)):
+        pass
+    assert "endpoints.create" not in sandbox.store.requests() and servers.all_notes(workspace) == []
+    with open_base(backend_of(workspace, sandbox, left=2.0), workspace, job):
+        assert sandbox.paid_servers() == 1
+
+
+def test_a_budget_below_what_answering_takes_stops_a_run_before_it_sends_anything(
+        workspace, recipes, sandbox):
+    with pytest.raises(UsageError, match=r"take \$2.00 at least, and the budget is \$1.50"):
+        call(*arguments(sandbox, "--set", "budget.max_usd=1.5"))
+    assert "files.create" not in sandbox.store.requests() and sandbox.creates() == 0
 
 
 # --- what cannot be stopped now is stopped by the next command ---
