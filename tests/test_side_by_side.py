@@ -6,19 +6,18 @@ one setting that differs from what the sandboxes print.
 
 import asyncio
 import json
-import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.small_runs import exports, small_recipe
 from support.tiny_models import save_tiny_model
 
 from distillctl import answering, api, stages
 from distillctl.cli.main import cli
 from distillctl.errors import DataError
-from distillctl.recipe import yaml12
 from distillctl.sandbox import PARTS, part
 from distillctl.sandbox.server import Sandbox
 from distillctl.select import requests_of
@@ -28,9 +27,6 @@ from distillctl.store.workspace import Workspace
 HOSTED = ("openai", "together", "vertex", "hf-jobs")
 ALL = (*HOSTED, "local", "linear")
 KEYS = {name: f"canary-{number}e0b7d19c2a8f653" for number, name in enumerate(HOSTED)}
-RECIPES = Path(__file__).parents[1] / "recipes"
-SMALL = {"train": {"max_steps": 2, "batch_size": 4, "max_length": 2048}, "baseline": None,
-         "evaluate": {"latency": {"items": 2, "warmup": 1}}}
 
 
 @dataclass
@@ -43,24 +39,6 @@ class Done:
     again: dict
     sandboxes: dict
     asked: dict
-
-
-def small_recipe(workspace):
-    """The shipped recipe with 60 of its rows, trained for two steps."""
-    (workspace / "recipes/data").mkdir(parents=True)
-    for name in ("routing.jsonl", "routing.teacher.jsonl"):
-        lines = (RECIPES / "data" / name).read_text().splitlines(keepends=True)[:60]
-        (workspace / "recipes/data" / name).write_text("".join(lines))
-    shipped = yaml12.parse((RECIPES / "routing.yaml").read_text(), "routing.yaml").data
-    (workspace / "recipes/routing.yaml").write_text(json.dumps(shipped | SMALL))
-
-
-def exports(sandbox, **more):
-    """The environment that a sandbox's own commands make, with more of its settings."""
-    words = [shlex.split(line)[1] for line in sandbox.part.pointers(sandbox.url) if line.startswith("export")]
-    found = dict(word.partition("=")[::2] for word in words)
-    return {name: json.dumps(json.loads(text) | more) if name.startswith("DISTILLCTL")
-            else KEYS[sandbox.part.name] for name, text in found.items()}
 
 
 def listen(sandbox):
@@ -93,7 +71,7 @@ def done(tmp_path_factory):
             sandboxes[name] = stack.enter_context(sandbox)
             asked[name] = listen(sandbox)
             more = {"model": model, "answer": True} if name == "hf-jobs" else {}
-            for variable, value in exports(sandbox, **more).items():
+            for variable, value in exports(sandbox, KEYS[name], **more).items():
                 patch.setenv(variable, value)
         patch.setenv("DISTILLCTL_BACKEND_LOCAL", json.dumps({"model": model}))
         results = {name: run(name) for name in ALL}
