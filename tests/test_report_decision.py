@@ -79,6 +79,13 @@ def test_a_text_task_shows_its_likeness_and_each_check(shown):
         assert said in text
 
 
+@FORMS
+def test_the_metrics_beside_the_accuracy_have_a_drop_of_their_own(shown):
+    text = flat(shown(made.viable())).replace(" | ", " ")
+    table = text[text.index("Beside the accuracy Teacher Student Drop"):]
+    assert re.search(r"Macro-F1 0\.\d+ 0\.\d+ \+\d\.\d points", table)
+
+
 @pytest.mark.parametrize("shown", [on_page, in_markdown])
 def test_every_field_has_its_errors_by_cell(shown):
     text = flat(shown(made.structured())).replace(" | ", " ")

@@ -13,6 +13,7 @@ from distillctl.evaluate import intervals, stats
 from distillctl.evaluate.calibration import confidence
 from distillctl.evaluate.metrics import Scored, part_scores, same_answer
 from distillctl.evaluate.results import Cell, Comparison, Interval, LedgerItem
+from distillctl.evaluate.secondary import part_drops, secondary_drops
 from distillctl.task import Task
 from distillctl.types import JSON, Example, Prediction
 
@@ -59,8 +60,8 @@ def against_teacher(task: Task, examples: Sequence[Example], expected: Sequence[
                     student: Scored, name: str, *, speedup: Interval | None = None,
                     groups: Sequence[Hashable] | None = None, ledger: bool = True,
                     temperature: float | None = None) -> Comparison:
-    """Compare `name` with the teacher over the same items. ledger: keep the items; temperature: of the
-    student's probabilities."""
+    """Compare `name` with the teacher over the same items. ledger: keep the items, and compare in every
+    metric; temperature: of the student's probabilities."""
     same = [same_answer(task, s, t, wanted)
             for s, t, wanted in zip(student.answers, teacher.answers, expected, strict=True)]
     cells = [cell(*flags) for flags in zip(teacher.right, student.right, same, strict=True)]
@@ -72,7 +73,9 @@ def against_teacher(task: Task, examples: Sequence[Example], expected: Sequence[
         inherited=cells.count("inherited"), both_wrong_differently=cells.count("both_wrong_differently"),
         drop=intervals.difference(teacher.right, student.right, groups),
         mcnemar_p=stats.mcnemar_exact(lost, won), mcnemar_mid_p=stats.mcnemar_mid_p(lost, won),
-        agreement=intervals.count(same, groups), speedup=speedup, items=items)
+        agreement=intervals.count(same, groups), speedup=speedup, items=items,
+        other_drops=secondary_drops(task, expected, teacher, student, groups) if ledger else {},
+        part_drops=part_drops(teacher, student, groups) if ledger else {})
 
 
 SUSPECT = 0.9  # probability of its answer from which a student counts as sure

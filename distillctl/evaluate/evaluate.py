@@ -12,7 +12,7 @@ from typing import Literal
 
 from distillctl.errors import DataError, Problem
 from distillctl.evaluate import cascade as cascading
-from distillctl.evaluate import intervals, metrics, stats
+from distillctl.evaluate import intervals, metrics, secondary, stats
 from distillctl.evaluate import slices as slicing
 from distillctl.evaluate.calibration import MIN_DEV, Stated, calibration, confidence
 from distillctl.evaluate.cost import cost, server, teacher_cost
@@ -153,7 +153,8 @@ def evaluate(given: EvaluationInput) -> Metrics:
     parts = slicing.slices(given.test, given.slices, scored[teacher.name].right, scored[student.name].right,
                            given.verdict.max_drop, groups)
     fine = comparisons[0].drop.value <= given.verdict.max_drop  # else the whole says enough
-    behind = slicing.warnings(parts, given.verdict.max_drop) if fine else []
+    behind = [*secondary.warnings(comparisons[0].other_drops, given.verdict.max_drop),
+              *slicing.warnings(parts, given.verdict.max_drop)] if fine else []
     return Metrics(
         task_kind=given.task.kind, gold=gold, test_digest=_digest(given.task, test),
         dev_digest=_digest(given.task, dev) if dev.examples else None, evaluations=evaluations,

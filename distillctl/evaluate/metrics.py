@@ -131,16 +131,10 @@ def _same_object(task: StructuredTask, value: Mapping[str, JSON], expected: JSON
 def _field_f1(task: StructuredTask, scored: Scored, expected: Sequence[JSON],
               groups: Sequence[Hashable] | None) -> Interval | None:
     """F1 over the scored fields of all items, null being no value; None where none has a value."""
-    import numpy as np
-
-    units = np.zeros((len(expected), 3))  # hits, said, expected
-    for unit, value, wanted, parts in zip(units, scored.values, expected, scored.parts, strict=True):
-        for name, one in task.scored(wanted).items():
-            said = value is not None and value.get(name) is not None
-            unit += (said and one is not None and parts[name] == 1.0, said, one is not None)
+    units = field_units(task, scored, expected)
     if not units.any():
         return None
-    found = intervals.bootstrapped(units, _f1_of_sums, groups)
+    found = intervals.bootstrapped(units, f1_of_sums, groups)
     if found.low < found.high:
         return found
     # no spread to draw from (all right, all wrong): the bootstrap would claim certainty
@@ -149,7 +143,19 @@ def _field_f1(task: StructuredTask, scored: Scored, expected: Sequence[JSON],
                     method=f"{share.method} of the accuracy, nothing to bootstrap")
 
 
-def _f1_of_sums(sums: np.ndarray) -> np.ndarray:
+def field_units(task: StructuredTask, scored: Scored, expected: Sequence[JSON]) -> np.ndarray:
+    """(items, 3): how many of an item's scored fields are right, are given and are expected."""
+    import numpy as np
+
+    units = np.zeros((len(expected), 3))
+    for unit, value, wanted, parts in zip(units, scored.values, expected, scored.parts, strict=True):
+        for name, one in task.scored(wanted).items():
+            said = value is not None and value.get(name) is not None
+            unit += (said and one is not None and parts[name] == 1.0, said, one is not None)
+    return units
+
+
+def f1_of_sums(sums: np.ndarray) -> np.ndarray:
     import numpy as np
 
     hits, either = sums[:, 0], sums[:, 1] + sums[:, 2]
@@ -217,20 +223,10 @@ def macro_f1(labels: Sequence[str], expected: Sequence[str | None], answered: Se
     wrong) the bootstrap would claim certainty; the interval of the accuracy stands in, and `method` says
     so. None where nothing is expected.
     """
-    import numpy as np
-
-    position = {label: i for i, label in enumerate(labels)}
-    units = np.zeros((len(expected), 3, len(labels)))  # hits, said, expected
-    for unit, wanted, said in zip(units, expected, answered, strict=True):
-        if wanted is None:
-            continue
-        unit[2, position[wanted]] = 1
-        if said in position:
-            unit[1, position[said]] = 1
-            unit[0, position[said]] = said == wanted
+    units = label_units(labels, expected, answered)
     if not units.any():
         return None
-    found = intervals.bootstrapped(units.reshape(len(units), -1), _macro_f1_of_sums, groups)
+    found = intervals.bootstrapped(units.reshape(len(units), -1), macro_f1_of_sums, groups)
     if found.low < found.high:
         return found
     return Interval(value=found.value, low=min(accuracy.low, found.value),
@@ -238,7 +234,24 @@ def macro_f1(labels: Sequence[str], expected: Sequence[str | None], answered: Se
                     method=f"{accuracy.method} of the accuracy, nothing to bootstrap")
 
 
-def _macro_f1_of_sums(sums: np.ndarray) -> np.ndarray:
+def label_units(labels: Sequence[str], expected: Sequence[str | None], answered: Sequence[str | None],
+                ) -> np.ndarray:
+    """(items, 3, labels): whether an item is a hit of the label, is answered so, and is expected so."""
+    import numpy as np
+
+    position = {label: i for i, label in enumerate(labels)}
+    units = np.zeros((len(expected), 3, len(labels)))
+    for unit, wanted, said in zip(units, expected, answered, strict=True):
+        if wanted is None:
+            continue
+        unit[2, position[wanted]] = 1
+        if said in position:
+            unit[1, position[said]] = 1
+            unit[0, position[said]] = said == wanted
+    return units
+
+
+def macro_f1_of_sums(sums: np.ndarray) -> np.ndarray:
     import numpy as np
 
     hits, said, support = np.moveaxis(sums.reshape(len(sums), 3, -1), 1, 0)

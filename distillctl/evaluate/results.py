@@ -191,6 +191,8 @@ class Comparison(Result):
     agreement: Count  # same parsed answer as the teacher, right or wrong
     speedup: Interval | None  # teacher's median latency over the student's
     items: list[LedgerItem]
+    other_drops: dict[str, Interval] = {}  # by secondary metric, for the student alone
+    part_drops: dict[str, Interval] = {}  # by field or check, for the student alone
 
 
 class Contrast(Result):

@@ -130,13 +130,27 @@ def _score(value: Interval | None) -> Fact:
     return Fact(words.score(value.value), words.score_range(value)) if value else UNKNOWN
 
 
+def secondary_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
+    """The metrics beside the accuracy: teacher, student and what is lost."""
+    comparison = comparison_of(metrics, metrics.verdict.student)
+    rows = {row.name: dict(zip((e.name for e in entrants(metrics)), row.facts, strict=True))
+            for row in comparison_rows(metrics)}
+    teacher = teacher_of(metrics)
+    return ["Beside the accuracy", "Teacher", "Student", "Drop"], [
+        [name, rows[name][teacher.name].value, rows[name][metrics.verdict.student].value, _difference(drop)]
+        for name, drop in (comparison.other_drops.items() if comparison and teacher else ()) if name in rows]
+
+
 def part_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
-    """The mean score of each field or check, entrant by entrant, in the student's order."""
+    """The mean score of each field or check, entrant by entrant, in the student's order, and what the student
+    loses."""
     shown = [e for e in entrants(metrics) if e.parts]
-    columns = ["Field or check", *(words.title_of(e) for e in shown)]
+    comparison = comparison_of(metrics, metrics.verdict.student)
+    drops = comparison.part_drops if comparison else {}
+    columns = ["Field or check", *(words.title_of(e) for e in shown), *(["Drop"] if drops else [])]
     return columns, [[_part_name(metrics, name), *(
-        _share(e.parts[name]) if name in e.parts else words.UNKNOWN for e in shown)]
-        for name in student_of(metrics).parts]
+        _share(e.parts[name]) if name in e.parts else words.UNKNOWN for e in shown),
+        *([_difference(drops[name])] if name in drops else [])] for name in student_of(metrics).parts]
 
 
 def part_cell_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
@@ -161,7 +175,7 @@ def slice_table(metrics: Metrics) -> tuple[list[str], list[list[str]]]:
     columns = ["Slice", "Items", f"Teacher's {measure}", f"Student's {measure}", "Drop", ""]
     return columns, [[
         f"{one.field} = {one.value}", f"{one.student.n:,}", _share(one.teacher.share),
-        _share(one.student.share), f"{words.points(one.drop.value)} {words.points_range(one.drop)}",
+        _share(one.student.share), _difference(one.drop),
         words.slice_state(one)] for one in metrics.slices]
 
 
@@ -195,8 +209,7 @@ def cascade_pairs(metrics: Metrics) -> list[tuple[str, str]]:
         ("Right on what it answers", words.NOT_APPLICABLE if found.alone is None else
          f"{_share(found.alone.share)}, at least {words.percent(found.alone_at_least)} (one-sided 97.5 %)"),
         ("Right as a whole", _share(found.accuracy.share)),
-        ("Drop of the whole against the teacher",
-         f"{words.points(found.drop.value)} {words.points_range(found.drop)}"),
+        ("Drop of the whole against the teacher", _difference(found.drop)),
         ("Cost of 1,000 requests", words.money(found.usd_per_1000)),
         ("Mean latency", words.seconds(found.latency_s))]
 
@@ -241,6 +254,10 @@ def judge_pairs(metrics: Metrics) -> list[tuple[str, str]]:
         ("The two orders disagree", words.NOT_APPLICABLE if found.disagreed is None else
          f"{_share(found.disagreed.share)}, {found.disagreed.k} of {found.disagreed.n}"),
         ("Cost of the judge", words.money(found.usd))]
+
+
+def _difference(drop: Interval) -> str:
+    return f"{words.points(drop.value)} {words.points_range(drop)}"
 
 
 def _share(share: Interval) -> str:

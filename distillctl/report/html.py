@@ -76,6 +76,7 @@ def report_page(inputs: ReportInput) -> str:
         accuracy_plot=plots.accuracy_plot(entrants), latency_plot=plots.latency_plot(entrants),
         label_plot=plots.label_plot(student, [e for e in entrants if e is not student]),
         part_plot=plots.part_plot(entrants), part_table=facts.part_table(metrics),
+        secondary_table=facts.secondary_table(metrics),
         part_cell_table=facts.part_cell_table(metrics),
         calibration_plot=student.calibration and plots.calibration_plot(student.calibration),
         cascade_plot=_cascade_plot(metrics), cascade_pairs=facts.cascade_pairs(metrics),

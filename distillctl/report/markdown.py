@@ -33,7 +33,8 @@ def markdown_report(metrics: Metrics, run_name: str) -> str:
              words.settled(verdict, facts.student_of(metrics).n)]
     parts += [f"> {line}" for line in _stamps(metrics)]
     parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
-              _listed("What to try next", verdict.next_steps), _parts(metrics), _judge(metrics),
+              _listed("What to try next", verdict.next_steps), _secondary(metrics), _parts(metrics),
+              _judge(metrics),
               _cascade(metrics), _slices(metrics), _economics(metrics), _listed("Notes", metrics.notes),
               _errors(metrics), _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -106,6 +107,11 @@ def _cascade(metrics: Metrics) -> str:
     pairs = [[name, value] for name, value in facts.cascade_pairs(metrics)]
     table = f"\n\n{_table(['', ''], pairs)}" if pairs else ""
     return f"### For a part of the traffic\n\n{plain(line)}{table}"
+
+
+def _secondary(metrics: Metrics) -> str:
+    columns, rows = facts.secondary_table(metrics)
+    return f"### Other metrics\n\n{_table(columns, rows)}" if rows else ""
 
 
 def _parts(metrics: Metrics) -> str:

@@ -56,6 +56,8 @@ def comparison_table(metrics: Metrics) -> RenderableType:
     for row in facts.comparison_rows(metrics):
         made.add_row(_text(row.name), *(_fact(fact) for fact in row.facts))
     shown_too: list[RenderableType] = []
+    if (secondary := facts.secondary_table(metrics))[1]:
+        shown_too.append(_plain("Other metrics; the verdict rests on the first row above", *secondary))
     if facts.student_of(metrics).parts:
         shown_too.append(_plain("By field or check", *facts.part_table(metrics)))
     if metrics.slices:

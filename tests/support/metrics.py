@@ -130,6 +130,7 @@ def compare(student: str, teacher: list[tuple[str, str]], answers: list[tuple[st
     return Comparison(
         student=student, n=n, drop=interval(drop, drop - half, drop + half, "Tango"), mcnemar_p=0.0004,
         mcnemar_mid_p=0.0003, speedup=speedup, items=items,
+        other_drops={"Macro-F1": interval(drop + .01, drop - half, drop + half)},
         agreement=count(sum(a[1] == b[1] for a, b in zip(teacher, answers, strict=True)), n),
         **{c: cells[c] for c in ("both_right", "compression", "corrected", "inherited",
                                  "both_wrong_differently")})
