@@ -100,7 +100,8 @@ class Canary:
 
     def asking(self) -> Asking:
         """What `ask` would cost and where it would send the prompts. Raises UsageError for a recording,
-        which cannot be asked, and where the budget cannot be kept because a price is unknown."""
+        which cannot be asked, where the budget cannot be kept because a price is unknown, and where the
+        recipe refuses to send personal data."""
         spec = self._ctx.recipe.teacher
         if isinstance(spec, RecordedTeacher):
             raise UsageError(Problem(
@@ -118,12 +119,21 @@ class Canary:
                 self._ctx.loaded.where("teacher"), "teacher.price",
                 hint="give it in US dollars per million tokens: {input: 0.4, output: 1.6}"))
         here = answering.on_this_machine(spec.base_url)
-        if found.calls and not here and self._ctx.recipe.data.pii == "refuse":
-            texts = pii.sent_texts({"canary": [one for one, _, _ in self.pairs]}, self._ctx.task.variables)
-            if problems := pii.as_problems(pii.find_pii(texts)):
-                raise UsageError(*problems)
+        if found.calls and not here:
+            self._look_for_pii()
         return Asking(found.calls, found.usd_at_most, None if here else
                       spec.base_url or f"the {spec.provider} API", self._ctx.recipe.budget.max_usd)
+
+    def _look_for_pii(self) -> None:
+        wanted = self._ctx.recipe.data.pii
+        if wanted == "off":
+            return
+        texts = pii.sent_texts({"canary": [one for one, _, _ in self.pairs]}, self._ctx.task.variables)
+        found = pii.find_pii(texts)
+        if wanted == "refuse" and found:
+            raise UsageError(*pii.as_problems(found))
+        for warning in pii.as_warnings(found):
+            self._ctx.reporter.note(warning, "warning")
 
     def ask(self, tolerance: float, alpha: float) -> tuple[Drift, Spent]:
         """Ask the teacher again, within the recipe's budget, and compare; with what this check spent.

@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from distillctl import answering
+from distillctl.api import open_recipe
+from distillctl.canary import Canary
 from distillctl.cli.main import cli
-from distillctl.data import pii
+from distillctl.data import load_splits, pii
 from distillctl.errors import DataError, MissingExtra, UsageError
+from distillctl.select import requests_of
+from distillctl.store.ledger import answer_key
+from distillctl.types import Answer
 
 SECRETS = {"an e-mail address": "jane.doe@example.com", "a phone number": "+44 20 7946 0958",
            "a social security number": "123-45-6789", "a payment card's number": "4111 1111 1111 1111",
@@ -90,6 +96,20 @@ def test_warn_names_it_and_goes_on(workspace: Path) -> None:
     assert made["warnings"][-1].startswith("rows.jsonl:3 `text`: what looks like an e-mail address")
     assert "jane.doe" not in json.dumps(made)
     assert "e-mail address" in call("check", "recipe.yaml").stdout
+
+
+def test_drift_refuses_to_send_it_again(workspace: Path) -> None:
+    write(workspace, "refuse")
+    ctx = open_recipe(workspace / "recipe.yaml")
+    splits, _ = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
+    requests = requests_of(ctx.task, [*splits["train"], *splits["dev"], *splits["test"]])
+    with answering.teacher(ctx) as who:
+        ctx.ledger.record_answers("earlier", "teacher", [
+            (answer_key(who.predictor.identity, one), one, Answer("code")) for one in requests], False)
+    shown = {line for split in ("train", "dev") for line in (one.source for one in splits[split])}
+    assert "rows.jsonl:3" in shown, "else the split moved it to test: move the address to another row"
+    with pytest.raises(UsageError, match="what looks like an e-mail address"):
+        Canary(ctx, 100).asking()
 
 
 @pytest.mark.parametrize(("setting", "teacher"), [
