@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from distillctl import servers
 from distillctl.backend import StudentRef
-from distillctl.budget import Budget
 from distillctl.collect import Collected, CollectOptions, Progress, collect
 from distillctl.context import Context, LearnerRole, machine
 from distillctl.errors import Problem, UsageError
@@ -135,7 +134,7 @@ async def ask(ctx: Context, who: Answerer, requests: Sequence[Request],
 def collecting(ctx: Context, who: Answerer) -> dict[str, Any]:
     """The arguments of `collect` that are the same for every asking of this run."""
     return {"ledger": ctx.ledger, "run": ctx.run_id, "kind": who.role, "paid": who.paid,
-            "budget": Budget.of(ctx.ledger, ctx.run_id, ctx.recipe.budget.max_usd) if who.paid else None,
+            "budget": ctx.budget() if who.paid else None,
             "on_progress": lambda p: ctx.reporter.progress(p.done, p.total, progress_text(p))}
 
 

@@ -3,11 +3,14 @@ can go past it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distillctl.store.ledger import Ledger
 
 
 class Budget:
-    """What one run may still spend, in US dollars; made anew from the ledger at each start.
+    """What one run, or the runs of a sweep, may still spend, in US dollars; made anew from the ledger at each
+    start.
 
     Spent counts what may have been spent: an item without a known cost counts with its upper bound.
     """
@@ -18,9 +21,9 @@ class Budget:
         self.reserved = 0.0
 
     @classmethod
-    def of(cls, ledger: Ledger, run: str, max_usd: float) -> Budget:
-        """The budget of `run`, less what the ledger says it has spent."""
-        spent = ledger.spent(run)
+    def of(cls, ledger: Ledger, run: str | Sequence[str], max_usd: float) -> Budget:
+        """The budget of a run, or of several together, less what the ledger says was spent."""
+        spent = ledger.spent(*((run,) if isinstance(run, str) else run))
         return cls(max_usd, spent.usd + spent.at_most)
 
     @property

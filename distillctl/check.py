@@ -12,8 +12,9 @@ from distillctl.errors import DistillctlError, Problem, UsageError
 from distillctl.evaluate.slices import check_fields
 from distillctl.plan import texts_of
 from distillctl.predictors import model_warnings
-from distillctl.recipe.load import load_recipe
+from distillctl.recipe.load import load_cells
 from distillctl.store.workspace import Workspace
+from distillctl.sweep import check_distinct
 from distillctl.types import JSON, SPLITS
 
 
@@ -35,13 +36,15 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
 
     Raises UsageError with every problem that was found.
     """
-    ctx = Context(load_recipe(path, overrides, backend), Workspace(Path()))
+    cells = [Context(loaded, Workspace(Path())) for loaded in load_cells(path, overrides, backend)]
+    ctx = cells[0]
     problems: list[Problem] = []
-    for role in ctx.roles():
+    looks = [lambda cell=cell, role=role: cell.backend(role) for cell in cells for role in cell.roles()]
+    for look in (*looks, lambda: check_distinct(cells)):
         try:
-            ctx.backend(role)
+            look()
         except DistillctlError as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
     splits, warnings = {}, []
     try:
         splits, warnings = load_splits(ctx.recipe.data, ctx.task, ctx.loaded.resolve)
@@ -56,7 +59,10 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
     if recipe.data.pii != "off":
         warnings += pii.as_warnings(pii.find_pii(texts_of(ctx, splits)))
     counts = ", ".join(f"{count} {split}" for split, count in rows.items())
-    trained = f"{ctx.learner('student').model} at {recipe.backend}"
+    models = dict.fromkeys(cell.learner("student").model for cell in cells)
+    trained = f"{', '.join(models)} at {recipe.backend}"
+    if ctx.loaded.cell is not None:
+        trained = f"a sweep of {len(cells)}, {trained}"
     if recipe.baseline:
         trained += f", beside {recipe.baseline}"
     summary = f"{recipe.task.kind}, {counts}; teacher {recipe.teacher.provider}; student {trained}"

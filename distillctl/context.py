@@ -77,6 +77,8 @@ class Context:
     workspace: Workspace
     options: Options = Options()
     reporter: Reporter = field(default_factory=Silent)
+    sharing: tuple[str, ...] = ()
+    """The other runs of a sweep, which share this one's budget."""
 
     @property
     def recipe(self) -> Recipe:
@@ -112,6 +114,10 @@ class Context:
     @cached_property
     def ledger(self) -> Ledger:
         return self.workspace.ledger()
+
+    def budget(self) -> Budget:
+        """What may still be spent, here and in the runs that share the budget."""
+        return Budget.of(self.ledger, (self.run_id, *self.sharing), self.recipe.budget.max_usd)
 
     # --- learners and their backends ---
 

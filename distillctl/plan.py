@@ -62,6 +62,12 @@ class Plan:
         if self.problems:
             raise UsageError(*self.problems)
 
+    def warn_of_budget(self) -> None:
+        """Say so where the budget may stop it."""
+        if self.usd and self.usd[1] > self.budget_usd:
+            self.warnings.append(f"it may cost up to ${self.usd[1]:.2f}; the budget of "
+                                 f"${self.budget_usd:.2f} stops it before")
+
     @property
     def needs_consent(self) -> bool:
         """Whether money may be spent or data leave this machine."""
@@ -77,8 +83,9 @@ class Plan:
         return {**asdict(self), "problems": [problem.as_json() for problem in self.problems]}
 
 
-def make_plan(ctx: Context, until: str | None = None) -> Plan:
-    """The plan of a run. Raises RecipeError and DataError for what is wrong with recipe or data."""
+def make_plan(ctx: Context, until: str | None = None, cell: int | None = None) -> Plan:
+    """The plan of a run. cell: its number in a sweep, in which the first one asks the teacher and the budget
+    is that of all. Raises RecipeError and DataError for what is wrong with recipe or data."""
     steps = select_until(steps_of(ctx), until)
     plan = Plan(ctx.rundir.name, [_row(step) for step in steps], budget_usd=ctx.recipe.budget.max_usd)
     to_run = {step.stage.name for step in steps if not step.reuse}
@@ -92,7 +99,10 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
             plan.problems += error.problems
     plan.warnings += model_warnings(ctx.recipe, ctx.task.json_schema)
     rows = {row.stage: row for row in plan.rows}
-    if "teacher" in to_run:
+    if "teacher" in to_run and cell:
+        rows["teacher"].calls, rows["teacher"].usd = 0, 0.0
+        rows["teacher"].notes.append("answered for the sweep's first student")
+    elif "teacher" in to_run:
         _plan_teacher(ctx, plan, rows["teacher"], splits)
     for role in (*ctx.roles(), *(one.role for one in variants_of(ctx))):
         if f"train-{role}" in to_run:
@@ -109,9 +119,8 @@ def make_plan(ctx: Context, until: str | None = None) -> Plan:
             plan.problems += pii.as_problems(found)
         else:
             plan.warnings += pii.as_warnings(found)
-    if plan.usd and plan.usd[1] > plan.budget_usd:
-        plan.warnings.append(f"it may cost up to ${plan.usd[1]:.2f}; the budget of ${plan.budget_usd:.2f} "
-                             "stops it before")
+    if cell is None:
+        plan.warn_of_budget()
     return plan
 
 

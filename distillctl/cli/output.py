@@ -98,6 +98,16 @@ def fail(error: DistillctlError) -> None:
         say(f"error: {problem}", err=True)
 
 
+def agree(plan: Any) -> None:
+    """Ask whether what a plan costs and sends is agreed to. Raises UsageError where nobody can answer."""
+    from distillctl.errors import Problem, UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(Problem(plan.consent_text, hint="agree with --yes"))
+    say(plan.consent_text, err=True)
+    click.confirm("go on?", abort=True, err=True)
+
+
 def reporter() -> Reporter:
     """Live on a terminal, plain lines elsewhere."""
     return Lines(live=sys.stderr.isatty())

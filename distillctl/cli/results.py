@@ -40,7 +40,7 @@ def eval_command(run: str, predictions: Path | None, name: str, workspace: Path,
 @workspace_option
 @json_option
 def compare(runs: tuple[str, ...], html: Path | None, markdown: bool, workspace: Path, as_json: bool) -> None:
-    """Runs side by side, and which to take; for a recipe, its latest run per backend and model."""
+    """Runs side by side, and which to take; for a recipe, its sweep or latest runs."""
     from distillctl import api
 
     table = api.compare([run for name in runs for run in _named(name, workspace)])
@@ -69,10 +69,14 @@ def _named(name: str, workspace: Path) -> list:
 
     if not name.endswith((".yaml", ".yml")):
         return [api.load_run(name, workspace=workspace)]
-    from distillctl.recipe.load import load_recipe
+    from distillctl.cli.sweeping import is_sweep
+    from distillctl.sweep import open_cells
 
-    recipe = load_recipe(Path(name)).recipe.name
-    runs = api.latest_runs(recipe, Workspace(workspace.resolve()))
+    cells = open_cells(name, workspace=workspace)
+    if is_sweep(cells):
+        runs = [api.Run(ctx.rundir) for ctx in cells if (ctx.rundir.path / "metrics.json").exists()]
+    else:
+        runs = api.latest_runs(cells[0].recipe.name, Workspace(workspace.resolve()))
     if not runs:
         raise UsageError(Problem("no finished run of this recipe", value=name,
                                  hint=f"distillctl run {name}"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from distillctl.cli import sweeping
 from distillctl.cli.output import (
+    agree,
     json_option,
     recipe_options,
     reporter,
@@ -34,13 +35,16 @@ yes_option = click.option("--yes", "-y", is_flag=True,
 def plan(recipe: Path, backend: str | None, overrides: tuple[str, ...], offline: bool, workspace: Path,
          as_json: bool) -> None:
     """Show what `run` would do: what is reused and why, calls, cost, where data goes. Sends nothing paid."""
-    from distillctl import api
     from distillctl.context import Options
     from distillctl.plan import make_plan
+    from distillctl.sweep import open_cells
 
-    ctx = api.open_recipe(recipe, backend=backend, overrides=overrides, workspace=workspace,
-                          options=Options(offline=offline))
-    made = make_plan(ctx)
+    cells = open_cells(recipe, backend=backend, overrides=overrides, workspace=workspace,
+                       options=Options(offline=offline))
+    if sweeping.is_sweep(cells):
+        sweeping.plan(cells, as_json)
+        return
+    made = make_plan(cells[0])
     if as_json:
         say_json(made.as_json())
     else:
@@ -61,14 +65,20 @@ def plan(recipe: Path, backend: str | None, overrides: tuple[str, ...], offline:
 @json_option
 def run(recipe: Path, backend: str | None, overrides: tuple[str, ...], until: str | None, yes: bool,
         detach: bool, resubmit: bool, offline: bool, workspace: Path, as_json: bool) -> None:
-    """Run a recipe to its verdict, going on where an earlier run of it ended."""
-    from distillctl import api
-    from distillctl.context import Options
+    """Run a recipe to its verdict, going on where an earlier run of it ended.
 
-    ctx = api.open_recipe(
+    Lists in student.model or train make a sweep: one run for each student, then a comparison.
+    """
+    from distillctl.context import Options
+    from distillctl.sweep import open_cells
+
+    cells = open_cells(
         recipe, backend=backend, overrides=overrides, workspace=workspace, reporter=reporter(),
         options=Options(offline=offline, detach=detach, resubmit=resubmit))
-    _go(ctx, until, yes, as_json)
+    if sweeping.is_sweep(cells):
+        sweeping.run(cells, until, yes, as_json)
+    else:
+        _go(cells[0], until, yes, as_json)
 
 
 @click.command()
@@ -104,7 +114,7 @@ def _go(ctx: Context, until: str | None, yes: bool, as_json: bool) -> None:
         for warning in made.warnings:
             ctx.reporter.note(warning, "warning")
         if made.needs_consent and not yes:
-            _ask(made)
+            agree(made)
         try:
             execute(ctx, until)
         except Detached as left:
@@ -115,15 +125,6 @@ def _go(ctx: Context, until: str | None, yes: bool, as_json: bool) -> None:
                 err=True)
             raise
     _tell(api.Run(ctx.rundir), as_json)
-
-
-def _ask(made) -> None:
-    from distillctl.errors import Problem, UsageError
-
-    if not sys.stdin.isatty():
-        raise UsageError(Problem(made.consent_text, hint="agree with --yes"))
-    say(made.consent_text, err=True)
-    click.confirm("go on?", abort=True, err=True)
 
 
 def _tell(done, as_json: bool) -> None:

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import click
 
-from distillctl.cli.output import json_option, recipe_options, reporter, say, say_json, workspace_option
-from distillctl.cli.running import _ask, offline_option, yes_option
+from distillctl.cli.output import (
+    agree,
+    json_option,
+    recipe_options,
+    reporter,
+    say,
+    say_json,
+    workspace_option,
+)
+from distillctl.cli.running import offline_option, yes_option
 
 _FORMATS = ("openai-chat", "openai-stored", "langfuse", "langsmith", "litellm", "csv")
 _SHOWN = 3  # skipped rows of each reason
@@ -103,7 +111,7 @@ def drift(recipe: Path, backend: str | None, overrides: tuple[str, ...], items: 
         else:
             asking = canary.asking()
             if asking.needs_consent and not yes:
-                _ask(asking)
+                agree(asking)
             found, spent = canary.ask(tolerance, alpha)
     if as_json:
         say_json({**found.as_json(), "spent": vars(spent) if spent else None})

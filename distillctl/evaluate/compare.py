@@ -33,7 +33,7 @@ def compare_runs(runs: Runs, settings: Settings | None = None) -> ComparisonTabl
     on_dev = _same_dev(runs)
     different = _different(settings or {})
     compared = sorted((_compared(name, metrics, different.get(name, {})) for name, metrics in runs),
-                      key=lambda run: (-_rank(run.student, on_dev), run.run))
+                      key=lambda run: -_rank(run.student, on_dev))  # ties as given
     contrasts = _contrasts(compared, on_dev)
     return ComparisonTable(
         task_kind=first.task_kind, gold=first.gold, test_digest=first.test_digest, n=compared[0].student.n,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from distillctl.errors import Problem, RecipeError, StorageError
 from distillctl.recipe import paths, yaml12
 from distillctl.recipe.checks import Checks
+from distillctl.recipe.grid import cells_of
 from distillctl.recipe.models import Recipe
 from distillctl.recipe.overrides import VARIABLE, apply_overrides
 from distillctl.recipe.problems import problems_of
@@ -34,7 +35,8 @@ class LoadedRecipe:
 
     recipe: the checked models, overrides applied and a structured task's JSON Schema inlined. task: its
     task, built. text: the file as it is, to be kept with the run. base_dir: the folder that its relative
-    paths start from. document: what the file says, and where.
+    paths start from. document: what the file says, and where. cell: in a sweep, this student's values by
+    dotted field.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class LoadedRecipe:
     text: str
     base_dir: Path
     document: Document = field(repr=False, compare=False)
+    cell: Mapping[str, JSON] | None = None
 
     def resolve(self, relative: str) -> Path:
         """A path that the recipe names, from the recipe's folder.
@@ -70,8 +73,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
     overrides: "path.to.field=value", the value in YAML; backend: takes the place of the recipe's. Before
     them go the settings that the environment has for a backend, see `overrides.py`.
     Only the chosen backend can check its `backends` block; see `settings_problems`.
-    Raises RecipeError with all problems, each with its place.
+    Raises RecipeError with all problems, each with its place; and for a sweep (see `load_cells`).
     """
+    first, *_ = load_cells(path, overrides, backend)
+    if first.cell is not None:
+        what = "is a list, which makes the recipe a sweep; here one student is needed"
+        raise RecipeError(*(Problem(what, first.where(name), name, hint=f"choose one: --set {name}={value}")
+                            for name, value in first.cell.items()))
+    return first
+
+
+def load_cells(path: Path, overrides: Sequence[str] = (), backend: str | None = None) -> list[LoadedRecipe]:
+    """As `load_recipe`: the one recipe, or, where lists in it stand for a sweep, one for each student, in the
+    order of the lists."""
     path = Path(path)
     text = _read(path)
     keys = _keys(path, text, overrides)
@@ -82,14 +96,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None =
             document.problems.append(Problem(what, document.where(()), hint=_BEGIN))
         _stop_at(path, [*keys, *document.problems])
     apply_overrides(document, overrides, backend, os.environ)
-    recipe, errors = _validate(document)
-    blocks = recipe or _valid_blocks(document.data)
-    checks = Checks(document, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student,
-                    blocks.evaluate)
-    _stop_at(path, [*keys, *document.problems, *errors, *checks.run()])
-    assert recipe is not None and checks.built is not None  # else there were problems
-    recipe = recipe.model_copy(update={"task": checks.task})
-    return LoadedRecipe(recipe, checks.built, path, text, path.parent, document)
+    problems, loaded = [], []
+    for cell, own in cells_of(document) or [(None, document)]:
+        recipe, errors = _validate(own)
+        blocks = recipe or _valid_blocks(own.data)
+        checks = Checks(own, path.parent, blocks.task, blocks.data, blocks.teacher, blocks.student,
+                        blocks.evaluate)
+        problems += [*errors, *checks.run()]
+        if recipe is not None and checks.built is not None:  # else there were problems
+            recipe = recipe.model_copy(update={"task": checks.task})
+            loaded.append(LoadedRecipe(recipe, checks.built, path, text, path.parent, own, cell))
+    _stop_at(path, [*keys, *document.problems, *problems])
+    return loaded
 
 
 def load_resolved(resolved: Path, text: Path, base_dir: Path) -> LoadedRecipe:

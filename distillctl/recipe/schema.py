@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from distillctl.recipe.grid import axes
 from distillctl.recipe.models import Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -12,7 +13,18 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a recipe, every field with its description."""
-    return {"$schema": DIALECT} | Recipe.model_json_schema(mode="validation") | {"title": "distillctl recipe"}
+    schema = Recipe.model_json_schema(mode="validation")
+    for axis in axes():
+        properties = schema["$defs"][axis.model.__name__]["properties"]
+        properties[axis.path[-1]] = _or_list(properties[axis.path[-1]])
+    return {"$schema": DIALECT} | schema | {"title": "distillctl recipe"}
+
+
+def _or_list(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field that may also be a list of its values: a sweep."""
+    about = {name: field[name] for name in ("default", "description", "title") if name in field}
+    one = {name: rule for name, rule in field.items() if name not in about}
+    return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}], **about}
 
 
 def schema_text() -> str:

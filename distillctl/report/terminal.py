@@ -22,6 +22,7 @@ from distillctl.report.sanitize import cut
 
 if TYPE_CHECKING:
     from distillctl.plan import Plan, PlanRow
+    from distillctl.sweep import SweepPlan
 
 MOST_TEXT = 2000  # characters of one text
 MOST_NAME = 120  # of a name in a table
@@ -162,12 +163,37 @@ def plan_table(plan: Plan) -> RenderableType:
                      _text(row.why, most=MOST_TEXT), "" if row.calls is None else f"{row.calls:,}",
                      _text(_price(row)))
     lines = [_text(f"{row.stage}: {note}", most=MOST_TEXT) for row in plan.rows for note in row.notes]
+    return Group(made, *lines, *_totals(plan))
+
+
+def _totals(plan: Plan) -> list[Text]:
+    """What a plan costs, where data goes, and what to know."""
     cost = words.UNKNOWN if plan.usd is None else f"up to {words.money(plan.usd[1])}"
-    lines.append(_text(f"Cost: {cost}; the budget is {words.money(plan.budget_usd)}."))
-    lines.append(_text("Data goes to: " + (", ".join(plan.sends_to) or "nowhere, it stays on this machine"),
-                       most=MOST_TEXT))
-    lines += [_text(f"warning: {warning}", "yellow", MOST_TEXT) for warning in plan.warnings]
-    return Group(made, *lines)
+    where = ", ".join(plan.sends_to) or "nowhere, it stays on this machine"
+    return [_text(f"Cost: {cost}; the budget is {words.money(plan.budget_usd)}."),
+            _text(f"Data goes to: {where}", most=MOST_TEXT),
+            *(_text(f"warning: {warning}", "yellow", MOST_TEXT) for warning in plan.warnings)]
+
+
+def sweep_plan_table(made: SweepPlan) -> RenderableType:
+    """What a sweep would do, student by student, and what it comes to."""
+    from distillctl.sweep import describe, trainings
+
+    total = made.total
+    shown = _table(f"Plan of {total.run}")
+    for name, justify in (("Student", "left"), ("Run", "left"), ("Trainings", "right"), ("Stages", "left"),
+                          ("At most", "right")):
+        shown.add_column(name, justify=justify, overflow="fold")
+    for settings, plan in made.cells:
+        runs = sum(row.action == "run" for row in plan.rows)
+        shown.add_row(_text(describe(settings)), _text(plan.run), str(trainings(plan)),
+                      f"{runs} to run, {len(plan.rows) - runs} reused",
+                      words.UNKNOWN if plan.usd is None else words.money(plan.usd[1]))
+    notes = dict.fromkeys(f"{row.stage}: {note}" for _, plan in made.cells for row in plan.rows
+                          for note in row.notes)
+    lines = [_text(note, most=MOST_TEXT) for note in notes]
+    return Group(shown, *lines, _text(f"{words.plural(made.trainings, 'training')} in all, one collection."),
+                 *_totals(total))
 
 
 def _price(row: PlanRow) -> str:
