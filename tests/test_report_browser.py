@@ -118,7 +118,8 @@ PAGES = {
     "many-labels": lambda: run_page(made.classification(
         student=.7, n=200, labels=[f"a rather long label number {i}" for i in range(40)])),
     "comparison": lambda: comparison_page(made.side_by_side(
-        {"routing/local-smollm2": made.viable(), "routing/" + "x" * 200: made.not_ready()})),
+        {"routing/local-smollm2": made.decided(made.viable()), "routing/" + "x" * 200: made.not_ready()},
+        on_dev=True)),
 }
 
 

@@ -48,7 +48,7 @@ def _letter(number: int) -> str:
 def _scatter(marked: Sequence[tuple[str, Evaluation, bool]], figure: str) -> object:
     """Accuracy against median latency or cost of 1,000 requests; None where fewer than two are known.
 
-    Against latency, the dots' areas are as the costs, where there are costs.
+    Against latency, the dots are as large as the costs, where there are costs; a triangle's is unknown.
     """
     drawn = [(mark, e, ringed, value) for mark, e, ringed in marked if (value := _figure(e, figure))]
     if len(drawn) < 2:
@@ -58,14 +58,10 @@ def _scatter(marked: Sequence[tuple[str, Evaluation, bool]], figure: str) -> obj
     dearest = max((e.cost.usd_per_1000 for _, e, *_ in drawn if e.cost), default=0.0)
     sized = dearest > 0 and figure == "latency"
     rows = [plots.Mark(mark, f"var(--{e.role})", value, e.accuracy.share,
-                       _radius(e, dearest) if sized else 5, ringed) for mark, e, ringed, value in drawn]
+                       5 + (5 * math.sqrt(e.cost.usd_per_1000 / dearest) if sized and e.cost else 0),
+                       "^" if sized and not e.cost else "o", ringed) for mark, e, ringed, value in drawn]
     title = "Accuracy against latency against cost" if sized else f"Accuracy against {figure}"
     return plots.scatter_plot(f"by-{figure}", title, rows, ticks)
-
-
-def _radius(e: Evaluation, dearest: float) -> float:
-    """Of a dot whose area is as its cost; small where that is unknown."""
-    return 4 + 8 * math.sqrt(e.cost.usd_per_1000 / dearest) if e.cost else 3
 
 
 def _figure(e: Evaluation, figure: str) -> float | None:

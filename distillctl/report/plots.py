@@ -219,13 +219,14 @@ def training_plot(name: str, title: str, series: Sequence[Series]) -> Markup | N
 @dataclass(frozen=True)
 class Mark:
     """An entrant in a scatter plot. name: short; color: a CSS variable of the page; figure: on the log axis,
-    positive; radius: of its dot; ringed: made to stand out."""
+    positive; radius: of its dot, whose shape is ziaplot's; ringed: made to stand out."""
 
     name: str
     color: str
     figure: float
     accuracy: Interval
     radius: float = 5
+    shape: str = "o"
     ringed: bool = False
 
 
@@ -235,7 +236,8 @@ def scatter_plot(name: str, title: str, rows: Sequence[Mark], written: Mapping[f
     low = min(row.accuracy.low for row in rows)
     start = max(0, math.floor(10 * low) / 10)
     ticks = sorted(written)
-    plot = _graph(height=300, x=(ticks[0], ticks[-1] + 0.05), y=(start, ROOM))
+    top = max(row.radius for row in rows) / 500 * (1 - start)  # so that a large dot at 100 % is not cut off
+    plot = _graph(height=300, x=(ticks[0], ticks[-1] + 0.08), y=(start, ROOM + top))
     plot.xticks(ticks, _every_other([written[t] for t in ticks]))
     plot.yticks(*_percent_ticks(start))
     for row in rows:
@@ -243,7 +245,7 @@ def scatter_plot(name: str, title: str, rows: Sequence[Mark], written: Mapping[f
         _line(plot, [x, x], [row.accuracy.low, row.accuracy.high], row.color, 2)
         if row.ringed:
             _dots(plot, [x], [y], "var(--text)", row.radius + 3)
-        _dots(plot, [x], [y], row.color, row.radius)
+        _dots(plot, [x], [y], row.color, row.radius, row.shape)
         _text(plot, x + 0.03 * (ticks[-1] - ticks[0]) * (1 + row.radius / 8), y, row.name)
     said = "; ".join(f"{row.name} at {row.figure:.3g}: {words.percent(row.accuracy.value)}"
                      f"{', the sweet spot' if row.ringed else ''}" for row in rows)
