@@ -155,8 +155,8 @@ class Context:
         return self._backends[name]
 
     def budget_left(self) -> float:
-        """US dollars that this run may still spend."""
-        return Budget.of(self.ledger, self.run_id, self.recipe.budget.max_usd).left
+        """US dollars that may still be spent."""
+        return self.budget().left
 
     @property
     def has_base(self) -> bool:

@@ -173,13 +173,6 @@ def newest(ledger: Ledger, key: str, backend: str) -> JobRow | None:
     return rows[-1] if rows else None
 
 
-def stands(ledger: Ledger, key: str, backend: str, resubmit: bool = False) -> bool:
-    """Whether a training key has a job, or an intent, that `train` goes on with rather than create one."""
-    row = newest(ledger, key, backend)
-    return row is not None and row.state not in ("failed", "cancelled") and not (
-        resubmit and row.state in TERMINAL)
-
-
 def poll_interval(elapsed: float, hosted: bool) -> float:
     """Seconds until the next poll of a job that is `elapsed` seconds old: a twentieth of its age, at
     least 0.5, at most 30 at a service and 1 on this machine, with 20 % jitter."""

@@ -14,9 +14,8 @@ from distillctl import answering, jobs
 from distillctl.backend import JobEvent, Prompts, StudentRef, TrainJob
 from distillctl.context import Context, LearnerRole
 from distillctl.data import audit, load_splits
-from distillctl.errors import BackendError, BudgetError, Problem, TeacherError
+from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.evaluate.slices import check_fields
-from distillctl.evaluate.wording import money
 from distillctl.job_answers import Answered, read_answers
 from distillctl.progress import seconds_text
 from distillctl.select import select
@@ -133,10 +132,7 @@ def train(ctx: Context, role: LearnerRole) -> None:
         raise BackendError(*found.problems)
     teller = _Teller(ctx)
     at_most = found.cost_usd[1] if found.cost_usd else None
-    key = job_key(ctx, role, job)
-    if at_most and not jobs.stands(ctx.ledger, key, backend.name, ctx.options.resubmit):
-        _check_budget(ctx, role, at_most)
-    row = jobs.train(backend, job, ledger=ctx.ledger, run=ctx.run_id, key=key,
+    row = jobs.train(backend, job, ledger=ctx.ledger, run=ctx.run_id, key=job_key(ctx, role, job),
                      on_event=teller, detach=ctx.options.detach, resubmit=ctx.options.resubmit,
                      at_most_usd=at_most, budget_left=ctx.budget_left)
     if ctx.options.detach and row.state != "succeeded":
@@ -146,15 +142,6 @@ def train(ctx: Context, role: LearnerRole) -> None:
         {"time": event.time, "message": event.message, **event.data}
         for _, event in ctx.ledger.events(row.token)))
     write_json(ctx.path(f"{role}.json"), student.as_json())
-
-
-def _check_budget(ctx: Context, role: LearnerRole, at_most: float) -> None:
-    budget = ctx.budget()
-    if at_most > budget.left:
-        raise BudgetError(Problem(
-            f"training the {role} may cost {money(at_most)}, and of the budget of {money(budget.max_usd)} "
-            f"{money(max(0.0, budget.left))} are left", where=ctx.loaded.where("budget"),
-            field="budget.max_usd", hint="nothing was begun; raise it, and run again to go on"))
 
 
 class _Teller:
