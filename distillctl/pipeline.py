@@ -105,7 +105,7 @@ def stages_of(ctx: Context) -> list[Stage]:
                            ("levers.json",), lambda ctx: {}, weigh_variants))
         told.append("levers")
     found.append(Stage("evaluate", "score, compare, decide", ("teacher", *scored), ("metrics.json",),
-                       lambda ctx: ctx.scoring_parts(), deciding.evaluate_run, version=4))
+                       lambda ctx: ctx.scoring_parts(), deciding.evaluate_run, version=5))
     found.append(Stage("report", "write the report", tuple(told), ("report.html",),
                        lambda ctx: {}, deciding.write_report, version=3))
     return found

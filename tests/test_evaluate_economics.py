@@ -191,10 +191,7 @@ def test_an_evaluation_has_the_costs_of_its_recipe():
     assert metrics.economics.scenarios[0].break_even_requests == 1000
     assert "What the recording cost when it was made is not counted." in metrics.economics.assumed
     assert metrics.economics.from_recipe == ["1,000 tokens in and 100 out", "a machine at $3.60 an hour"]
-    assert metrics.economics.sentence.endswith(
-        "Assumed by the recipe: 1,000 tokens in and 100 out, a machine at $3.60 an hour.")
 
 
 def test_what_was_measured_is_not_called_an_assumption():
     assert found().from_recipe == []
-    assert "Assumed" not in found().sentence

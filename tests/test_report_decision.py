@@ -109,6 +109,13 @@ def test_what_it_would_save_is_told(shown):
 
 
 @FORMS
+def test_what_the_recipe_assumes_is_told_apart(shown):
+    said = "Assumed by the recipe: 50,000 requests a day, a machine at $0.18 an hour."
+    assert said in flat(shown(made.decided(made.viable())))
+    assert "Assumed by" not in shown(made.decided(made.replayed(), known=False))
+
+
+@FORMS
 def test_without_them_nothing_is_said_of_them(shown):
     text = shown(made.viable())
     for said in ("Alone:", "falls behind", "would cost", "may be wrong"):

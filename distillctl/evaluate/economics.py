@@ -58,17 +58,17 @@ def economics(spec: EconomicsSpec, teacher: Evaluation, student: Evaluation, pai
                      answered.capacity)
         rates.append((f"the cascade at {cascade.threshold:g}", asked, mixed))
     scenarios = [_scenario(name, spec.requests_per_day, t, s, paid.usd) for name, t, s in rates]
-    from_recipe = _from_recipe(spec, teacher, student, fixed)
-    sentence = " ".join(part for part in (
-        _sentence(spec, scenarios[0], paid, answered), _with_cascade(spec, scenarios[-1]) if mixed else "",
-        f"Assumed by the recipe: {', '.join(from_recipe)}." if from_recipe else "") if part)
+    sentence = _sentence(spec, scenarios[0], paid, answered)
+    if mixed and (more := _with_cascade(spec, scenarios[-1])):
+        sentence += f" {more}"
     return Economics(
         requests_per_day=spec.requests_per_day, teacher=teacher.cost, student=student.cost,
         fixed_usd_per_day=fixed.machine if fixed else None, training_usd=paid.usd,
         training_source=paid.source, scenarios=scenarios,
         curve=_curve(spec.requests_per_day, asked, answered, mixed) if asked and answered else [],
         unknown=_unknown(spec, teacher, student, answered, paid),
-        assumed=_assumed(spec, teacher, student), from_recipe=from_recipe, sentence=sentence)
+        assumed=_assumed(spec, teacher, student), from_recipe=_from_recipe(spec, teacher, student, fixed),
+        sentence=sentence)
 
 
 def _rate(cost: Cost | None) -> Rate | None:

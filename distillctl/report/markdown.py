@@ -140,6 +140,8 @@ def _economics(metrics: Metrics) -> str:
     if found is None:
         return ""
     parts = ["### What it would save", plain(found.sentence)]
+    if assumed := words.assumed_by_recipe(found):
+        parts.append(plain(assumed))
     if found.curve:
         parts.append(_table(*facts.scenario_table(found)))
     for title, lines in (("Not known:", found.unknown), ("Taken for granted:", found.assumed)):

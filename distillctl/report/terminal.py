@@ -102,6 +102,8 @@ def verdict_panel(metrics: Metrics) -> RenderableType:
         lines.append(_text(line, most=MOST_TEXT))
     if metrics.economics:
         lines.append(_text(metrics.economics.sentence, most=MOST_TEXT))
+        if assumed := words.assumed_by_recipe(metrics.economics):
+            lines.append(_text(assumed, "dim", MOST_TEXT))
     if metrics.label_suspects:
         lines.append(_text(
             f"Look at {words.plural(len(metrics.label_suspects), 'expected answer')} that may be wrong: the "

@@ -12,6 +12,7 @@ from distillctl.evaluate import wording
 from distillctl.evaluate.results import (
     Cascade,
     Cell,
+    Economics,
     Evaluation,
     Interval,
     Latency,
@@ -168,6 +169,11 @@ def chosen_on(cascade: Cascade) -> str:
     return (f"chosen on {plural(cascade.dev_n, 'dev item')}, not on these: there the whole is at most "
             f"{wording.points(kept[-1].at_most)} points below the teacher ({100 * cascade.level:g} % "
             "confidence)")
+
+
+def assumed_by_recipe(found: Economics) -> str | None:
+    """What the economics rest on that nobody has measured; None where there is no such thing."""
+    return f"Assumed by the recipe: {', '.join(found.from_recipe)}." if found.from_recipe else None
 
 
 def paid_back(scenario: Scenario, training: float | None) -> str:

@@ -338,7 +338,8 @@ def hostile(payload: str) -> Metrics:
         "cascade": made.cascade.model_copy(update={"sentence": payload}),
         "slices": [s.model_copy(update={"field": payload, "value": payload}) for s in made.slices],
         "economics": made.economics.model_copy(update={
-            "sentence": payload, "unknown": [payload], "assumed": [payload], "training_source": payload,
+            "sentence": payload, "unknown": [payload], "assumed": [payload],
+            "from_recipe": [payload], "training_source": payload,
             "scenarios": [s.model_copy(update={"name": payload}) for s in made.economics.scenarios]}),
         "label_suspects": [payload], "how_scored": {payload: payload},
         "contrasts": [c.model_copy(update={"first": payload, "second": payload}) for c in made.contrasts],
