@@ -233,3 +233,20 @@ class TestSharing:
 def test_one_run_of_a_sweep_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="choose one"):
         api.run(folder / "recipe.yaml", overrides=["train.seed=[3, 4]"], workspace=folder)
+
+
+def test_sizes_of_a_local_model_are_compared(folder: Path) -> None:
+    pytest.importorskip("torch")
+    from support.tiny_models import save_tiny_model
+
+    models = [str(save_tiny_model(folder / name, "llama", num_hidden_layers=layers))
+              for name, layers in (("small", 1), ("large", 2))]
+    write_recipe(folder, student={"model": models}, train={"max_steps": 2, "learning_rate": 1e-3},
+                 backend="local", backends={"local": {"threads": 1, "precision": "fp32"}},
+                 evaluate={"base": False, "latency": {"items": 6, "warmup": 1}})
+    done = call("run", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["comparison"]
+    assert {run["settings"]["student.model"] for run in found["runs"]} == set(models)
+    assert found["ranked_on"] == "dev" and found["sweet_spot"]["by"] in ("cost", "latency")
+    assert len(list((folder / "runs/sweep").glob("local-*/student/adapter_model.safetensors"))) == 2
