@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.exports import EXPORTS
 
 from distillctl.cli.main import cli
 from distillctl.errors import DataError, UsageError
@@ -146,34 +146,16 @@ def test_labels_that_are_wanted_and_not_there_stop_before_anything_is_written(tm
     assert not (tmp_path / "out").exists()
 
 
-# --- three formats, from the log to a verdict -----------------------------------------------------------
+# --- five formats, from the log to a verdict ------------------------------------------------------------
 
 
-def as_langfuse(folder: Path) -> Path:
-    path = folder / "log.json"
-    path.write_text(json.dumps([
-        {"id": str(i), "type": "GENERATION", "input": row["messages"][:2], "output": row["messages"][2],
-         "model": "big", "startTime": "2026-01-01T00:00:00Z", "endTime": "2026-01-01T00:00:01Z"}
-        for i, row in enumerate(chats(90))], indent=1))
-    return path
-
-
-def as_csv(folder: Path) -> Path:
-    path = folder / "log.csv"
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["prompt", "answer", "model"])
-        table.writerows([row["messages"][1]["content"], row["messages"][2]["content"], "big"]
-                        for row in chats(90))
-    return path
-
-
-@pytest.mark.parametrize(("source", "make"), [
-    ("openai-chat", lambda folder: write(folder, chats(90))), ("langfuse", as_langfuse), ("csv", as_csv)])
+@pytest.mark.parametrize("source", ["openai-stored", "langfuse", "langsmith", "litellm", "csv"])
 def test_an_imported_log_is_a_recipe_that_runs(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, make) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
-    log = make(tmp_path)
+    name, content = EXPORTS[source]()
+    log = tmp_path / name
+    log.write_text(content)
     assert call("import", str(log), "--from", source, "-o", "mine").exit_code == 0
     assert call("check", "mine/recipe.yaml").exit_code == 0
     done = call("run", "mine/recipe.yaml", "--backend", "linear", "--json")
