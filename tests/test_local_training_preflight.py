@@ -11,7 +11,7 @@ import pytest
 from distillctl_local import preflight
 from distillctl_local.backend import LocalBackend
 from distillctl_local.models import ModelFacts
-from distillctl_local.preflight import adapter_parameters, memory_needed
+from distillctl_local.preflight import Memory, adapter_parameters, linear_parameters
 from support.tiny_models import save_tiny_model, tiny_model
 
 from distillctl.backend import BackendEnv, Preflight
@@ -87,11 +87,30 @@ def test_the_adapter_is_counted_as_peft_counts_it() -> None:
 def test_memory_follows_the_base_the_adapter_and_the_tokens() -> None:
     """Each part of the formula by itself, for the student of the demo."""
     train = TrainSpec(lora=LoraSpec(rank=16))
-    base = memory_needed(SMOLLM2, train, 2, 0)
-    assert memory_needed(SMOLLM2, train, 4, 0) - base == 2 * SMOLLM2.parameters
-    more = memory_needed(SMOLLM2, train.model_copy(update={"lora": LoraSpec(rank=32)}), 2, 0) - base
+    base = Memory(SMOLLM2, train, 2).kept(0)
+    assert Memory(SMOLLM2, train, 4).kept(0) - base == 2 * SMOLLM2.parameters
+    more = Memory(SMOLLM2, train.model_copy(update={"lora": LoraSpec(rank=32)}), 2).kept(0) - base
     assert more == 16 * adapter_parameters(SMOLLM2, 16)
-    assert memory_needed(SMOLLM2, train, 2, 2000) > memory_needed(SMOLLM2, train, 2, 1000) > base
+    assert Memory(SMOLLM2, train, 2).kept(2000) > Memory(SMOLLM2, train, 2).kept(1000) > base
+
+
+@pytest.mark.parametrize(("facts", "low", "high"), [
+    (ModelFacts(family="qwen2", hidden_size=2048, intermediate_size=11008, layers=36, heads=16, kv_heads=2,
+                head_dim=128, vocab=151936, context=32768, parameters=3_085_938_688), 5.5, 8),
+    (ModelFacts(family="qwen2", hidden_size=3584, intermediate_size=18944, layers=28, heads=28, kv_heads=4,
+                head_dim=128, vocab=152064, context=32768, parameters=7_615_616_512), 10, 12)],
+    ids=["3B", "7B"])
+def test_qlora_needs_what_is_known_of_it(facts: ModelFacts, low: float, high: float) -> None:
+    """Four rows of 2,048 tokens with checkpointing, as people report it: 6 to 8 GB and 10 to 12 GB."""
+    assert low < Memory(facts, TrainSpec(), 2, bits=4).checkpointed(4 * 2048) / 1e9 < high
+
+
+def test_linear_layers_are_counted_as_the_model_has_them() -> None:
+    from distillctl_local.models import facts_of
+
+    model = tiny_model("llama")
+    layers = model.model.layers.named_parameters()
+    assert linear_parameters(facts_of(model.config)) == sum(p.numel() for _, p in layers if p.dim() == 2)
 
 
 def test_preflight_needs_no_torch(tmp_path: Path, model: str) -> None:

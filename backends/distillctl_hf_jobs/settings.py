@@ -52,6 +52,9 @@ class HfJobsSettings(Strict):
     def _one_model(cls, trainer: LocalSettings) -> LocalSettings:
         if trainer.model is not None:
             raise PydanticCustomError("model", "the student is named by backends.hf-jobs.model")
+        if trainer.engine == "unsloth" or trainer.report_to:
+            raise PydanticCustomError("trainer", "engine: unsloth and report_to are for backend: local; the "
+                                                 "job has neither Unsloth nor keys of trackers")
         return trainer
 
     @property

@@ -33,19 +33,19 @@ from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_file, read_json, safe_join, sync_folder, sync_tree, write_json
 from distillctl.task import Task
 from distillctl.types import Predictor
-from distillctl_local import process
+from distillctl_local import engines, process, tracking
+from distillctl_local.safety import CONFIG, WEIGHTS
 from distillctl_local.settings import LocalSettings
 
 _TOKEN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _ROWS = "train.jsonl"
 _LOG = "trainer.log"
 _CANCELLED = "cancelled"
-_RESULT = ("adapter_model.safetensors", "adapter_config.json")
 NEEDS = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "gguf")
 
 
 class LocalBackend:
-    """Trains with transformers, PEFT and TRL on a CPU or a GPU."""
+    """Trains with transformers, PEFT and TRL on a CPU or a GPU, or with Unsloth on a GPU."""
 
     name: ClassVar[str] = "local"
     api_version: ClassVar[int] = API_VERSION
@@ -94,14 +94,14 @@ class LocalBackend:
                 "digest": job.digest, "created": self._env.clock(),
                 "train": job.train.model_dump(mode="json"),
                 "task": job.task.spec.model_dump(mode="json"),
-                "settings": self._settings.model_dump(mode="json")})
+                "settings": self._settings.model_dump(mode="json") | {"engine": self._engine(job)}})
             sync_tree(partial)
         except OSError as error:
             raise Rejected(f"the job's folder {folder} cannot be made: {error.strerror}") from None
         try:
             partial.rename(folder)  # the job is there, whole; a kill from here on is mended by `poll`
             sync_folder(folder.parent)
-            process.start(folder, offline=self._env.offline)
+            self._start(folder)
         except OSError as error:
             raise Ambiguous(f"the trainer could not be started for certain: {error.strerror}") from error
         return self._handle(token)
@@ -127,7 +127,7 @@ class LocalBackend:
             return Snapshot("running", "running", "", events, cursor)
         if process.restarts(folder) < self._settings.restarts:
             begun = (folder / _LOG).exists()  # else we were killed between the rename and the start
-            process.start(folder, again=begun, offline=self._env.offline)
+            self._start(folder, again=begun)
             return Snapshot("running", "restarted" if begun else "started", "", events, cursor)
         message = (f"the trainer died {process.restarts(folder) + 1} times; the end of its log: "
                    f"{_log_end(folder)}")
@@ -145,7 +145,7 @@ class LocalBackend:
         if outcome is None or not outcome["ok"]:
             raise BackendError(Problem("this job has no student to collect", where=str(self._jobs()),
                                        value=handle.job_id))
-        if sorted(outcome["files"]) != sorted(_RESULT):
+        if sorted(outcome["files"]) != [CONFIG, WEIGHTS]:
             raise BackendError(Problem("the trainer left other files than an adapter",
                                        where=str(folder / "result"), value=sorted(outcome["files"])))
         for name, digest in outcome["files"].items():
@@ -164,8 +164,17 @@ class LocalBackend:
         return open_local(student, folder, task, how, device=self._settings.device,
                           precision=self._settings.precision, threads=self._settings.threads)
 
+    def _engine(self, job: TrainJob) -> str:
+        from distillctl_local.preflight import sharing_ratio
+
+        return engines.choose_engine(self._settings, sharing_ratio(job, self._model(job), self._settings))[0]
+
     def _model(self, job: TrainJob) -> str:
         return self._settings.model or job.model
+
+    def _start(self, folder: Path, again: bool = False) -> None:
+        process.start(folder, again=again, offline=self._env.offline,
+                      also=tracking.variables(self._settings.report_to))
 
     def _jobs(self) -> Path:
         return self._env.workspace / "jobs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BitsAndBytesConfig
 
 
 def choose(settings: LocalSettings) -> tuple[str, torch.dtype]:
@@ -24,6 +26,20 @@ def choose(settings: LocalSettings) -> tuple[str, torch.dtype]:
         fast = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_computes_bf16()
         precision = "bf16" if fast else "fp32"
     return device, torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def quantisation(settings: LocalSettings) -> BitsAndBytesConfig | None:
+    """How the base is stored in 4 or 8 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314), None where it
+    is not."""
+    if settings.bits not in (4, 8):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if settings.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    _, dtype = choose(settings)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype)
 
 
 def has_gpu() -> bool:
@@ -50,3 +66,13 @@ def memory_available() -> int | None:
     except OSError:
         pass
     return None
+
+
+def gpu_memory_available() -> int | None:
+    """Bytes that are free on the first GPU, None where its driver does not say."""
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+                              capture_output=True, text=True, timeout=10, check=True)
+        return int(done.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

@@ -93,8 +93,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | str, device: str,
-              attention: str | None = None) -> PreTrainedModel:
-    """The base model as a plain causal LM in eval mode: nothing quantised, nothing trained.
+              attention: str | None = None, quantisation: Any = None) -> PreTrainedModel:
+    """The base model as a plain causal LM in eval mode: nothing trained, and nothing quantised unless
+    `quantisation`, a BitsAndBytesConfig, says how (on the first GPU).
 
     attention: transformers' name of an implementation, None for its choice. Its `name_or_path` is the
     model's source, which PEFT writes into the adapters made on it. Raises StudentError, MissingExtra.
@@ -105,10 +106,11 @@ def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | s
     folder = model_folder(model, revision)
     _count_parameters(folder)  # says what is wrong with a damaged file
     logging.disable_progress_bar()
+    quantised = {"quantization_config": quantisation, "device_map": {"": 0}} if quantisation else {}
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-            trust_remote_code=False, local_files_only=True, output_loading_info=True)
+            trust_remote_code=False, local_files_only=True, output_loading_info=True, **quantised)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unreadable("model", folder, error) from None
     if lacking := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
@@ -116,7 +118,7 @@ def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | s
             "the weights do not fill the model, the rest would be random", where=str(folder),
             value=lacking[:3], hint="the download is incomplete, or config.json is another model's"))
     loaded.name_or_path = loaded.config._name_or_path = source_of(model)
-    return loaded.to(device).eval()
+    return (loaded if quantised else loaded.to(device)).eval()
 
 
 def source_of(model: str) -> str:

@@ -1,33 +1,40 @@
 """What can be known before training: is the model here, do the rows fit, how much memory, disk and time.
 
 Light: no torch and no transformers, so that `plan` stays quick. Lengths are counted with the model's own
-tokenizer where its file is at hand, the chat template's tokens estimated.
+tokenizer where its file is at hand, the chat template's tokens estimated; else by the words of the text.
 
-Memory, in bytes, for a base of N parameters in b bytes each and an adapter of A parameters in fp32 with its
-gradient and Adam's two moments, T tokens computed at once, L layers of width h and feed-forward width f,
-S supervised tokens and a vocabulary V:
+Memory, in bytes, for a base whose linear layers have N numbers of b bytes each and whose other M numbers
+(embeddings) have c bytes, an adapter of A parameters in fp32 with its gradient and Adam's two moments, T
+tokens computed at once, L layers of width h and feed-forward width f, S supervised tokens and a vocabulary V:
 
-    N·b + 16·A + T·L·(10·h + 4·f)·b + 12·S·V + 1 GiB for the libraries
+    N·b + M·c + 16·A + T·L·(10·h + 4·f)·c + 12·S·V + 1 GiB for the libraries
+
+With gradient checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·(L·h +
+10·h + 4·f)·c. In 4 bits b is 0.53, because every 64 numbers share a scale.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
-from distillctl_local import models
+from distillctl_local import engines, models, tracking, unsloth_engine
 from distillctl_local.data import Row
-from distillctl_local.hardware import cpu_computes_bf16, has_gpu, memory_available
+from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, has_gpu, memory_available
 from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
-from distillctl_local.sharing import choose_prefixes, tokens_per_step
+from distillctl_local.sharing import choose_prefixes, expected_ratio, share_prefixes, tokens_per_step
 
 FRAME = 30  # tokens of a chat template around a prompt, about
 _LIBRARIES = 2**30
@@ -42,34 +49,65 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                                            value=model, hint="run once without --offline"),))
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and has_gpu())
     width = 4 if settings.precision == "fp32" or not (on_gpu or cpu_computes_bf16()) else 2
-    notes = [f"transformers, PEFT and TRL on {'the GPU' if on_gpu else 'the processor'}, the base in "
-             f"{'bf16' if width == 2 else 'fp32'}, the adapter in fp32"]
+    notes: list[str] = []
+    problems = tracking.problems(settings.report_to, offline=env.offline)
+    if receivers := tracking.hosts(settings.report_to):
+        notes.append(f"the training curve and the settings go to {', '.join(receivers)}")
+    if settings.bits in (4, 8) and settings.engine != "unsloth":
+        problems += _quantisation_problems(settings, on_gpu)
+    if settings.engine == "unsloth":
+        problems += engines.why_not_unsloth(settings)
     if not models.is_at_hand(model):
         notes.append(f"{model} will be downloaded from the Hugging Face Hub")
     facts = models.facts_at_hand(model)
     if facts is None:
-        return Preflight(notes=tuple(notes), cost_usd=(0.0, 0.0))
-    problems: list[Problem] = []
+        return Preflight(problems=tuple(problems), notes=tuple(notes), cost_usd=(0.0, 0.0))
     if settings.watches and not (job.dev_file and job.dev_file.exists() and job.dev_file.stat().st_size):
         problems.append(Problem("there is no dev split to watch", field="backends.local",
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
-    rows = _rows(job, model)
-    if rows:
-        lengths = sorted(len(row.ids) for row in rows)
-        notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
-                     f"{lengths[len(lengths) // 2]}; the limit is {min(job.train.max_length, facts.context)}")
-        problems += _too_long(rows, min(job.train.max_length, facts.context))
+    rows, counted = _rows(job, model)
+    lengths = sorted(len(row.ids) for row in rows)
+    limit = min(job.train.max_length, facts.context)
+    notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
+                 f"{lengths[len(lengths) // 2]}; the limit is {limit}")
+    if counted:
+        problems += _too_long(rows, limit)
+    ratio = _ratio(rows, job.train)
+    engine, why = engines.choose_engine(settings, ratio)
+    shared = None
+    if engine == "peft":
         try:
-            rows, note = choose_prefixes(rows, facts, job.train, settings)
-            notes.append(note)
+            rows, shared = choose_prefixes(rows, facts, job.train, settings)
         except UsageError as error:
             problems += error.problems
-    needed = memory_needed(facts, job.train, width, _at_once(rows, job.train, settings))
+    base = {4: "4 bits", 8: "8 bits"}.get(settings.bits or (4 if engine == "unsloth" else 0),
+                                          "bf16" if width == 2 else "fp32")
+    notes.insert(0, f"{'Unsloth' if engine == 'unsloth' else 'transformers, PEFT and TRL'} on "
+                    f"{'the GPU' if on_gpu else 'the processor'} ({why}), the base in {base}, the adapter in "
+                    "fp32")
+    notes += [shared] if shared else []
+    memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None))
+    needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
+              else memory.kept(_at_once(rows, job.train, settings)))
     problems += _memory_problems(needed, model, on_gpu)
     notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}")
     problems += _disk_problems(facts, job.train, env.workspace)
-    duration = None if on_gpu or not rows else _duration(facts, job, rows, width)
+    duration = None if on_gpu else _duration(facts, job, rows, width)
     return Preflight(tuple(problems), (), tuple(notes), (0.0, 0.0), duration)
+
+
+def sharing_ratio(job: TrainJob, model: str, settings: LocalSettings) -> float | None:
+    """Tokens of a step without sharing what prompts begin with, for each with it; None if not to be known."""
+    if settings.engine != "auto" or models.facts_at_hand(model) is None:
+        return None
+    return _ratio(_rows(job, model)[0], job.train)
+
+
+def _ratio(rows: Sequence[Row], train: TrainSpec) -> float:
+    if train.lora.dropout:
+        return 1.0
+    batch_size = min(train.batch_size, len(rows))
+    return expected_ratio(share_prefixes(rows, batch_size), batch_size)
 
 
 def rows_too_long(job: TrainJob, model: str) -> list[Problem]:
@@ -77,7 +115,14 @@ def rows_too_long(job: TrainJob, model: str) -> list[Problem]:
     facts = models.facts_at_hand(model)
     if facts is None:
         return []
-    return _too_long(_rows(job, model), min(job.train.max_length, facts.context))
+    rows, counted = _rows(job, model)
+    return _too_long(rows, min(job.train.max_length, facts.context)) if counted else []
+
+
+def linear_parameters(facts: ModelFacts) -> int:
+    """Parameters of the linear layers that an adapter sits on."""
+    query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    return facts.layers * facts.hidden_size * (2 * query + 2 * key + 3 * facts.intermediate_size)
 
 
 def adapter_parameters(facts: ModelFacts, rank: int) -> int:
@@ -87,28 +132,60 @@ def adapter_parameters(facts: ModelFacts, rank: int) -> int:
     return rank * facts.layers * (attention + 3 * (facts.hidden_size + facts.intermediate_size))
 
 
-def memory_needed(facts: ModelFacts, train: TrainSpec, width: int, tokens: float) -> float:
-    """Bytes at the peak of training, by the formula above; width: bytes of a number of the base."""
-    activations = tokens * facts.layers * (10 * facts.hidden_size + 4 * facts.intermediate_size) * width
-    supervised = train.batch_size * 4
-    return (facts.parameters * width + 16 * adapter_parameters(facts, train.lora.rank) + activations
-            + 12 * supervised * facts.vocab + _LIBRARIES)
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of training, by the formula above. width: bytes of a number of the base that is not
+    quantised; bits: of its linear layers where it is."""
+
+    facts: ModelFacts
+    train: TrainSpec
+    width: int
+    bits: int | None = None
+
+    def kept(self, tokens: float) -> float:
+        """With all activations of `tokens` tokens kept for the backward pass."""
+        return self._fixed() + tokens * self.facts.layers * self._layer()
+
+    def checkpointed(self, tokens: float) -> float:
+        """With gradient checkpointing."""
+        facts = self.facts
+        return self._fixed() + tokens * (facts.layers * facts.hidden_size * self.width + self._layer())
+
+    def _layer(self) -> float:
+        return (10 * self.facts.hidden_size + 4 * self.facts.intermediate_size) * self.width
+
+    def _fixed(self) -> float:
+        facts = self.facts
+        linear = min(linear_parameters(facts), facts.parameters)
+        weights = linear * {4: 0.53, 8: 1.0}.get(self.bits, self.width)
+        weights += (facts.parameters - linear) * self.width
+        supervised = self.train.batch_size * 4
+        return (weights + 16 * adapter_parameters(facts, self.train.lora.rank) + 12 * supervised * facts.vocab
+                + _LIBRARIES)
 
 
-def _rows(job: TrainJob, model: str) -> list[Row]:
-    """The rows as tokens, about: none where the tokenizer's file is not at hand."""
+def _rows(job: TrainJob, model: str) -> tuple[list[Row], bool]:
+    """The rows as tokens, about, and whether they were counted with the model's tokenizer: by the text's
+    words and marks where its file is not at hand."""
     path = models.tokenizer_file(model)
-    if path is None:
-        return []
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
     rows = list(read_jsonl(job.train_file))
-    prompts = tokenizer.encode_batch_fast(
-        ["\n".join(message["content"] for message in row["messages"]) for row in rows])
-    answers = tokenizer.encode_batch_fast([row["completion"] for row in rows])
-    return [Row([0] * FRAME + prompt.ids + answer.ids, answer.ids or [0], row["source"])
-            for row, prompt, answer in zip(rows, prompts, answers, strict=True)]
+    prompts = ["\n".join(message["content"] for message in row["messages"]) for row in rows]
+    answers = [row["completion"] for row in rows]
+    if path is None:
+        prompt_ids, answer_ids = ([_words(text) for text in texts] for texts in (prompts, answers))
+    else:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        prompt_ids, answer_ids = ([found.ids for found in tokenizer.encode_batch_fast(texts)]
+                                  for texts in (prompts, answers))
+    return [Row([0] * FRAME + prompt + answer, answer or [0], row["source"])
+            for row, prompt, answer in zip(rows, prompt_ids, answer_ids, strict=True)], path is not None
+
+
+def _words(text: str) -> list[int]:
+    """A number for every six letters of a word, and for every mark."""
+    return [crc32(part.encode()) for part in re.findall(r"\w{1,6}|[^\w\s]", text)]
 
 
 def _too_long(rows: Sequence[Row], limit: int) -> list[Problem]:
@@ -122,20 +199,30 @@ def _too_long(rows: Sequence[Row], limit: int) -> list[Problem]:
 
 def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings) -> float:
     """Most tokens that are computed at once, a prefix included."""
-    if not rows:
-        return min(settings.micro_tokens, train.batch_size * train.max_length)
     longest = sorted((row.rest for row in rows), reverse=True)[:train.batch_size]
     return max(row.prefix for row in rows) + max(longest[0], min(settings.micro_tokens, sum(longest)))
 
 
 def _memory_problems(needed: float, model: str, on_gpu: bool) -> list[Problem]:
-    free = memory_available()
-    if on_gpu or free is None or needed <= free:
+    free = gpu_memory_available() if on_gpu else memory_available()
+    if free is None or needed <= free:
         return []
     return [Problem(
-        f"training needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free",
+        f"training needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}, "
+        f"{free / 2**30:.1f} GiB are free",
         field="student.model", value=model,
         hint="take a smaller student, lower backends.local.micro_tokens, or use a hosted backend")]
+
+
+def _quantisation_problems(settings: LocalSettings, on_gpu: bool) -> list[Problem]:
+    if not on_gpu:
+        return [Problem("a processor computes with quantised weights more slowly than without",
+                        field="backends.local.bits", value=settings.bits,
+                        hint="leave it out; on an NVIDIA GPU it saves memory")]
+    if find_spec("bitsandbytes") is None:
+        return [Problem("needs bitsandbytes, not installed here", field="backends.local.bits",
+                        value=settings.bits, hint="pip install 'distillctl[quantised]'")]
+    return []
 
 
 def _disk_problems(facts: ModelFacts, train: TrainSpec, workspace: Path) -> list[Problem]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _RESTARTS = "restarts"
@@ -26,14 +26,16 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", 
 # Threads that wait asleep: where other programs want the same cores, a step takes a third of the time, and
 # where none does, as long as with threads that wait awake. One GPU: TRL refuses DataParallel.
 DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0",
-             "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+             "HF_HUB_DISABLE_TELEMETRY": "1", "UNSLOTH_DISABLE_STATISTICS": "1",
+             "PYTHONUNBUFFERED": "1"}
 
 
-def start(folder: Path, *, again: bool = False, offline: bool = False) -> bool:
+def start(folder: Path, *, again: bool = False, offline: bool = False,
+          also: Sequence[str] = ()) -> bool:
     """Start the trainer of a job folder, unless one is alive; returns whether it was started.
 
     The lock is taken here and handed on with its file, so there is no moment without it. again: it is
-    counted as a restart.
+    counted as a restart. also: names of further environment variables that it gets.
     """
     with _try_lock(folder) as lock:
         if lock is None:
@@ -41,7 +43,8 @@ def start(folder: Path, *, again: bool = False, offline: bool = False) -> bool:
         if again:
             with (folder / _RESTARTS).open("a", encoding="utf-8") as file:
                 file.write(f"{time.time()}\n")
-        environment = DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = DEFAULTS | {name: os.environ[name] for name in (*_PASSED_ON, *also)
+                                  if name in os.environ}
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with (folder / "trainer.log").open("ab") as log:

@@ -12,14 +12,19 @@ from distillctl.recipe.models import Strict
 class LocalSettings(Strict):
     """How a student is trained on this machine."""
 
-    engine: Literal["auto", "peft"] = "auto"
-    """auto and peft: transformers, PEFT and TRL."""
+    engine: Literal["auto", "peft", "unsloth"] = "auto"
+    """peft: transformers, PEFT and TRL with shared-prefix training. unsloth: Unsloth's QLoRA on an NVIDIA
+    GPU (needs its own extra). auto: unsloth where a GPU and Unsloth are there and the prompts share little,
+    else peft; `plan` says which and why."""
     model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Another student than the recipe's, for this backend."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the frozen base model; adapters are trained in fp32. auto: bf16 where the hardware computes in it,
     else fp32."""
+    bits: Literal[4, 8, 16] | None = None
+    """Of the frozen base model's weights: 4 (NF4) and 8 through bitsandbytes on an NVIDIA GPU. null: 4 with
+    Unsloth, else 16 or 32, as `precision` says."""
     shared_prefix: Literal["auto", "on", "off"] = "auto"
     """Compute what all prompts begin with once per step. auto: where it is exact and pays."""
     learn: Literal["auto", "choice", "tokens"] = "auto"
@@ -43,6 +48,9 @@ class LocalSettings(Strict):
     """Processor threads; None: one per core."""
     restarts: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a trainer that died is started again."""
+
+    report_to: list[Literal["mlflow", "tensorboard", "wandb"]] = Field(default=[], max_length=3)
+    """Who else is told of the training curve, through transformers' own callbacks; nobody unless named."""
 
     @property
     def watches(self) -> bool:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from distillctl.errors import DistillctlError, Problem, UsageError
-from distillctl.recipe.models import DEFAULT_EPOCHS, TaskSpec, TrainSpec
+from distillctl.recipe.models import TaskSpec, TrainSpec
 from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_json
 from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
 from distillctl_local import process
+from distillctl_local.safety import CONFIG, WEIGHTS
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from distillctl_local.encode import Encoder
     from distillctl_local.losses import Loss
     from distillctl_local.watch import Watch
-
-CHECKPOINTS = "checkpoints"
-WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
 
 
 class Events:
@@ -87,13 +85,28 @@ def train(folder: Path, events: Events) -> None:
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
                     f"{restarts} of {settings.restarts}", "warning")
     events.tell("loading the model")
+    if settings.engine == "unsloth":
+        from distillctl_local import unsloth_engine
 
+        adapted = unsloth_engine.train(folder, job, spec, settings, events.tell)
+    else:
+        adapted = _train_with_peft(folder, job, spec, settings, task, events)
+    crashpoint("after-training")
+    _save(folder, adapted, job)
+    seconds = time.monotonic() - started
+    events.tell(f"trained in {seconds:.0f} s")
+    write_json(folder / "done.json",
+               {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
+
+
+def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSettings,
+                     task: Task, events: Events) -> PeftModel:
     import torch
     from transformers import set_seed
 
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
-    from distillctl_local.hardware import choose
+    from distillctl_local.hardware import choose, quantisation
     from distillctl_local.models import facts_of, load_base, load_tokenizer
     from distillctl_local.sharing import choose_prefixes
     from distillctl_local.watch import Watch
@@ -103,22 +116,20 @@ def train(folder: Path, events: Events) -> None:
     device, dtype = choose(settings)
     set_seed(spec.seed)
     tokenizer = load_tokenizer(job["model"], job["revision"])
-    model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager")
+    model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager",
+                      quantisation=quantisation(settings))
     facts = facts_of(model.config)
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
-    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}; {method}")
+    in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
+    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}{in_bits}; {method}")
     adapted = add_adapter(model, spec, rslora=settings.rslora)
     watch = Watch(folder, adapted, encoder, task) if settings.watches else None
     _fit(folder, events, adapted, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch)
     if watch:
         watch.restore_best()
-    _save(folder, adapted, job)
-    seconds = time.monotonic() - started
-    events.tell(f"trained in {seconds:.0f} s")
-    write_json(folder / "done.json",
-               {"ok": True, "files": digest_tree(folder / "result"), "seconds": seconds})
+    return adapted
 
 
 def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
@@ -155,19 +166,14 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
          spec: TrainSpec, settings: LocalSettings, watch: Watch | None) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
-    from transformers import TrainerCallback
     from trl import SFTConfig
 
+    from distillctl_local.fit import Tell, arguments, last_checkpoint
     from distillctl_local.sft import SharedPrefixTrainer
 
     config = SFTConfig(
-        output_dir=str(folder / CHECKPOINTS), per_device_train_batch_size=spec.batch_size,
-        num_train_epochs=float(spec.epochs or DEFAULT_EPOCHS), max_steps=spec.max_steps or -1,
-        learning_rate=spec.learning_rate, lr_scheduler_type=_SCHEDULES[spec.schedule],
-        warmup_steps=spec.warmup, weight_decay=spec.weight_decay, max_grad_norm=1.0, seed=spec.seed,
-        data_seed=spec.seed, logging_steps=1, save_strategy="steps", save_steps=settings.checkpoint_steps,
-        save_total_limit=2, report_to="none", bf16=False, fp16=False, gradient_checkpointing=False,
-        max_length=None, dataloader_num_workers=0, remove_unused_columns=False, disable_tqdm=True,
+        **arguments(folder, spec, settings), per_device_train_batch_size=spec.batch_size, bf16=False,
+        fp16=False, gradient_checkpointing=False, max_length=None, remove_unused_columns=False,
         use_cpu=model.device.type == "cpu")
 
     optimizer = None  # TRL's own
@@ -175,64 +181,14 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
         optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=spec.learning_rate, loraplus_lr_ratio=settings.lora_plus,
             loraplus_weight_decay=spec.weight_decay)
-
-    class Tell(TrainerCallback):
-        """Passes the training's progress on, and marks whole checkpoints."""
-
-        began = (0.0, 0)
-
-        def on_train_begin(self, args, state, control, **_) -> None:
-            self.began = (time.monotonic(), state.global_step)
-            if watch and state.global_step and state.epoch.is_integer() and (
-                    not watch.has_looked(state.global_step)):  # killed between the checkpoint and the look
-                self.on_epoch_end(args, state, control)
-
-        def on_log(self, args, state, control, logs=None, **_) -> None:
-            if logs and "loss" in logs and state.global_step > self.began[1]:
-                pace = (time.monotonic() - self.began[0]) / (state.global_step - self.began[1])
-                events.tell(f"step {state.global_step}", step=state.global_step,
-                            total_steps=state.max_steps, epoch=logs.get("epoch"), loss=logs["loss"],
-                            learning_rate=logs.get("learning_rate"), seconds_per_step=pace)
-
-        def on_save(self, args, state, control, **_) -> None:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sync_tree(checkpoint)
-            crashpoint("before-checkpoint-mark")
-            (checkpoint / WHOLE).touch()
-            crashpoint("after-checkpoint")
-
-        def on_epoch_end(self, args, state, control, **_) -> None:
-            if watch:
-                score = watch.look(state.global_step)
-                events.tell(f"epoch {state.epoch:.0f}: {score:.1%} on the dev split", step=state.global_step,
-                            total_steps=state.max_steps, epoch=state.epoch, eval_score=score)
-                if settings.patience and watch.epochs_in_vain(state.global_step) >= settings.patience:
-                    events.tell(f"stopped: no better for {settings.patience} epochs")
-                    control.should_training_stop = True
-
     trainer = SharedPrefixTrainer(
-        model=model, args=config, processing_class=tokenizer, callbacks=[Tell()], rows=rows, loss=loss,
-        optimizers=(optimizer, None), micro_tokens=settings.micro_tokens,
-        tell=lambda message: events.tell(message, "warning"))
-    resume = _last_checkpoint(folder / CHECKPOINTS)
+        model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
+        callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
+        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"))
+    resume = last_checkpoint(folder)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    crashpoint("after-training")
-
-
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; halves that a kill left are removed."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / WHOLE).exists():
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def _save(folder: Path, model: PeftModel, job: dict[str, JSON]) -> None:
@@ -242,7 +198,9 @@ def _save(folder: Path, model: PeftModel, job: dict[str, JSON]) -> None:
     partial = folder / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, safe_serialization=True)
-    (partial / "README.md").unlink(missing_ok=True)
+    for path in partial.iterdir():
+        if path.name not in (CONFIG, WEIGHTS):  # a model card, a tokenizer
+            path.unlink()
     config = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
     if not HUB_ID.fullmatch(config["base_model_name_or_path"]):
         config["base_model_name_or_path"] = Path(job["model"]).name

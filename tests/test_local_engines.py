@@ -1,0 +1,224 @@
+"""Which engine trains, what Unsloth is told, and who is told of the curve. Unsloth itself needs a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distillctl_local import engines, tracking, unsloth_engine
+from distillctl_local.backend import LocalBackend
+from distillctl_local.data import Row
+from distillctl_local.engines import choose_engine
+from distillctl_local.settings import LocalSettings
+from support.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+
+from distillctl.backend import TERMINAL, BackendEnv
+from distillctl.recipe.models import LoraSpec, TrainSpec
+from distillctl.testing.examples import example_job
+
+
+@pytest.fixture
+def gpu_with_unsloth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has both."""
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+class TestChoice:
+    def test_without_a_gpu_it_is_peft(self, gpu_with_unsloth: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "has_gpu", lambda: False)
+        assert choose_engine(LocalSettings(), 1.0) == ("peft", "there is no GPU, which Unsloth needs")
+
+    def test_a_gpu_that_is_hidden_is_none(self, gpu_with_unsloth: None,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert choose_engine(LocalSettings(), 1.0)[0] == "peft"
+
+    def test_without_unsloth_it_is_peft(self, gpu_with_unsloth: None,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "find_spec", lambda name: None)
+        assert choose_engine(LocalSettings(), 1.0) == ("peft", "Unsloth is not installed")
+
+    @pytest.mark.parametrize(("ratio", "engine"), [(1.3, "unsloth"), (None, "unsloth"), (4.0, "peft")])
+    def test_it_is_peft_where_sharing_saves_more_than_kernels(self, gpu_with_unsloth: None,
+                                                              ratio: float | None, engine: str) -> None:
+        assert choose_engine(LocalSettings(), ratio)[0] == engine
+
+    @pytest.mark.parametrize("setting", [{"keep": "best"}, {"learn": "choice"}, {"lora_plus": 4.0},
+                                         {"patience": 2}, {"precision": "fp32"}, {"shared_prefix": "on"}])
+    def test_a_setting_that_unsloth_does_not_know_keeps_peft(self, gpu_with_unsloth: None,
+                                                             setting: dict[str, object]) -> None:
+        engine, why = choose_engine(LocalSettings(**setting), 1.0)
+        assert (engine, why.startswith("Unsloth does not know")) == ("peft", True)
+        (problem,) = engines.why_not_unsloth(LocalSettings(engine="unsloth", **setting))
+        assert next(iter(setting)) in problem.what
+
+    def test_what_the_recipe_says_holds(self, gpu_with_unsloth: None) -> None:
+        assert choose_engine(LocalSettings(engine="unsloth"), 9.0)[0] == "unsloth"
+        assert choose_engine(LocalSettings(engine="peft"), 1.0)[0] == "peft"
+        assert engines.why_not_unsloth(LocalSettings(engine="unsloth")) == []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def backend(folder: Path, offline: bool = False, **settings: object) -> LocalBackend:
+    env = BackendEnv(folder / "workspace", lambda name: None, time.time, offline)
+    return LocalBackend(LocalSettings(device="cpu", **settings), env)
+
+
+class TestRefusals:
+    @pytest.mark.skipif(engines.has_gpu(), reason="says what is said where there is no GPU")
+    def test_unsloth_where_it_cannot_run(self, tmp_path: Path, model: str) -> None:
+        job = example_job(tmp_path, "classification", model, TrainSpec())
+        problems = backend(tmp_path, engine="unsloth").preflight(job).problems
+        assert {problem.field for problem in problems} == {"backends.local.engine"}
+        assert "NVIDIA GPU" in problems[0].what
+        assert "engine: peft" in problems[0].hint
+        assert "distillctl[unsloth]" in problems[1].hint
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_quantised_weights_on_a_processor(self, tmp_path: Path, model: str, bits: int) -> None:
+        job = example_job(tmp_path, "classification", model, TrainSpec())
+        (problem,) = backend(tmp_path, bits=bits).preflight(job).problems
+        assert (problem.field, problem.value) == ("backends.local.bits", bits)
+        assert "more slowly" in problem.what
+
+    def test_the_plan_says_which_engine_and_why(self, tmp_path: Path, model: str) -> None:
+        job = example_job(tmp_path, "classification", model, TrainSpec())
+        note = backend(tmp_path).preflight(job).notes[0]
+        assert "transformers, PEFT and TRL on the processor (there is no GPU" in note
+
+
+class TestWhatUnslothIsTold:
+    def test_qlora_as_in_the_lesson(self) -> None:
+        spec = TrainSpec(lora=LoraSpec(rank=16, alpha=16), seed=5)
+        told = unsloth_engine.model_arguments(Path("/base"), 2048, spec, LocalSettings())
+        assert (told["load_in_4bit"], told["load_in_8bit"], told["load_in_16bit"]) == (True, False, False)
+        assert (told["model_name"], told["max_seq_length"], told["random_state"]) == ("/base", 2048, 5)
+        assert told["trust_remote_code"] is False
+        adapter = unsloth_engine.adapter_arguments(spec, LocalSettings())
+        assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (16, 16, 0)
+        assert len(adapter["target_modules"]) == 7
+        assert adapter["use_gradient_checkpointing"] == "unsloth"
+
+    def test_other_bits(self) -> None:
+        told = unsloth_engine.model_arguments(Path("/base"), 64, TrainSpec(), LocalSettings(bits=16))
+        assert (told["load_in_4bit"], told["load_in_16bit"]) == (False, True)
+
+    @pytest.mark.parametrize(("batch", "rows"), [(16, 4), (6, 3), (2, 2), (7, 1)])
+    def test_micro_batches_make_the_whole_batch(self, batch: int, rows: int) -> None:
+        assert unsloth_engine.fitting_rows(batch) == rows
+        told = unsloth_engine.trainer_arguments(TrainSpec(batch_size=batch), rows)
+        assert told["per_device_train_batch_size"] * told["gradient_accumulation_steps"] == batch
+
+    def test_its_module_imports_nothing_that_it_must_come_before(self) -> None:
+        """Unsloth patches transformers, PEFT and TRL; what was imported before stays as it was."""
+        code = ("import sys, distillctl_local.trainer, distillctl_local.unsloth_engine\n"
+                "print(*{'torch', 'transformers', 'peft', 'trl'} & set(sys.modules))")
+        import subprocess
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+    def test_fewer_rows_at_once_where_memory_is_short(self) -> None:
+        import torch
+
+        tried, said = [], []
+
+        class Trainer:
+            def __init__(self, rows: int) -> None:
+                self.rows = rows
+
+            def train(self, resume_from_checkpoint: str | None) -> None:
+                tried.append((self.rows, resume_from_checkpoint))
+                if self.rows > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+
+        unsloth_engine.fit(Trainer, 16, lambda: Path("/c"), lambda message, **_: said.append(message))
+        assert tried == [(4, "/c"), (2, "/c"), (1, "/c")]
+        assert ["2 rows" in said[0], "1 rows" in said[1]] == [True, True]
+
+
+def test_rows_as_unsloth_gets_them_are_learnt_as_ours_are(tmp_path: Path) -> None:
+    """Through TRL's own trainer and the collator that Unsloth uses, with a pad token that is the end token:
+    the loss of the first step is that of our trainer, so prompt and padding are masked, the end token not."""
+    from distillctl_local.fit import arguments
+    from distillctl_local.losses import next_token
+    from distillctl_local.prefix import accumulate
+    from distillctl_local.trainer import add_adapter
+    from transformers import DataCollatorForSeq2Seq
+    from trl import SFTConfig, SFTTrainer
+
+    end = tiny_tokenizer().eos_token_id
+    rows = [Row([*range(10, 40 + number), 50 + number, end], [50 + number, end]) for number in range(6)]
+    spec = TrainSpec(max_steps=1, batch_size=6)
+    wanted = accumulate(add_adapter(tiny_model("llama"), spec).get_base_model(), rows, 1000, next_token)
+
+    tokenizer = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer,
+                                           eos_token="<|im_end|>")
+    tokenizer = unsloth_engine.with_padding(tokenizer)
+    assert tokenizer.pad_token_id == end
+    seen: list[float] = []
+    config = SFTConfig(**arguments(tmp_path, spec, LocalSettings()), max_length=100, use_cpu=True, bf16=False,
+                       **unsloth_engine.trainer_arguments(spec, 3))
+    trainer = SFTTrainer(model=add_adapter(tiny_model("llama"), spec), args=config,
+                         train_dataset=unsloth_engine.as_dataset(rows), processing_class=tokenizer,
+                         data_collator=DataCollatorForSeq2Seq(tokenizer))
+    trainer.log = lambda logs, *_: seen.append(logs.get("loss"))
+    trainer.train()
+    assert seen[0] == pytest.approx(wanted, rel=1e-3)
+
+
+class TestTracking:
+    def test_nobody_is_told_unless_named(self, tmp_path: Path) -> None:
+        from distillctl_local.fit import arguments
+
+        assert arguments(tmp_path, TrainSpec(), LocalSettings())["report_to"] == "none"
+        assert tracking.variables([]) == tracking.hosts([]) == tracking.problems([], offline=False) == []
+
+    def test_keys_of_a_tracker_are_for_that_tracker(self) -> None:
+        assert "WANDB_API_KEY" in tracking.variables(["wandb"])
+        assert "WANDB_API_KEY" not in tracking.variables(["mlflow", "tensorboard"])
+
+    def test_a_tracker_that_is_not_installed_is_a_problem(self, tmp_path: Path, model: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+        job = example_job(tmp_path, "classification", model, TrainSpec())
+        (problem,) = backend(tmp_path, report_to=["wandb"]).preflight(job).problems
+        assert (problem.field, problem.hint.split(",")[0]) == (
+            "backends.local.report_to", "pip install wandb")
+
+    def test_what_leaves_the_machine_is_told_and_refused_offline(self, tmp_path: Path, model: str,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example:5000")
+        job = example_job(tmp_path, "classification", model, TrainSpec())
+        told = backend(tmp_path, report_to=["mlflow"]).preflight(job)
+        assert any("go to mlflow.example" in note for note in told.notes)
+        (problem,) = backend(tmp_path, offline=True, report_to=["mlflow"]).preflight(job).problems
+        assert "mlflow.example" in problem.what
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/tmp/runs")
+        assert backend(tmp_path, offline=True, report_to=["mlflow"]).preflight(job).problems == ()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not engines.has_gpu() or engines.find_spec("unsloth") is None,
+                    reason="needs an NVIDIA GPU and the unsloth extra")
+def test_unsloth_trains_an_adapter(tmp_path: Path) -> None:
+    """On the model that DISTILLCTL_GPU_MODEL names, else a small one from the Hub."""
+    model = os.environ.get("DISTILLCTL_GPU_MODEL", "Qwen/Qwen2.5-0.5B-Instruct")
+    there = LocalBackend(LocalSettings(engine="unsloth"),
+                         BackendEnv(tmp_path / "workspace", lambda name: None, time.time))
+    job = example_job(tmp_path, "classification", model, TrainSpec(max_steps=4, batch_size=8))
+    handle = there.submit(job, there.stage(job), "one")
+    while (seen := there.poll(handle, None)).state not in TERMINAL:
+        time.sleep(1)
+    assert seen.state == "succeeded", seen
+    assert set(there.collect(handle, tmp_path).files) == {"adapter_config.json", "adapter_model.safetensors"}
