@@ -136,12 +136,17 @@ def write_report(ctx: Context) -> None:
         metrics=Metrics.model_validate(read_json(ctx.path("metrics.json"))), run_name=ctx.rundir.name,
         recipe_text=ctx.loaded.text, audit=_optional(ctx, "audit.json"),
         selection=_optional(ctx, "selection.json"), stability=_optional(ctx, "stability.json"),
-        levers=_optional(ctx, "levers.json") if variants_of(ctx) else None,
+        levers=levers_of(ctx),
         training=list(read_jsonl(ctx.path("training/student.jsonl"))),
         spend={"in all": spent_text(spent)},
         stages=[{"name": name, "seconds": record.seconds, "reused": False}
                 for name, record in records.items()],
         provenance=_provenance(ctx)), ctx.path("report.html"))
+
+
+def levers_of(ctx: Context) -> JSON:
+    """What the variants of the student say (`evaluate.levers.Levers`); None without any."""
+    return _optional(ctx, "levers.json") if variants_of(ctx) else None
 
 
 def _optional(ctx: Context, name: str) -> JSON:

@@ -102,7 +102,9 @@ def stages_of(ctx: Context) -> list[Stage]:
     if variants:
         found.append(Stage("levers", "say what the variants of the student tell",
                            ("teacher", "answer-student", *(f"answer-{one.role}" for one in variants)),
-                           ("levers.json",), lambda ctx: {}, weigh_variants))
+                           ("levers.json",),
+                           lambda ctx: {"verdict": ctx.recipe.verdict.model_dump(mode="json")},
+                           weigh_variants, version=2))
         told.append("levers")
     found.append(Stage("evaluate", "score, compare, decide", ("teacher", *scored), ("metrics.json",),
                        lambda ctx: ctx.scoring_parts(), deciding.evaluate_run, version=5))

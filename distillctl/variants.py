@@ -74,7 +74,8 @@ def weigh_variants(ctx: Context) -> None:
     answers = [VariantAnswers(one.role, one.kind, _row_count(ctx, one.role),
                               ctx.predictions(one.role, "test" if one.kind == "seed" else "dev"))
                for one in variants_of(ctx)]
-    found = weigh(ctx.task, _judged(ctx, "dev"), _judged(ctx, "test"), _row_count(ctx, "student"), answers)
+    found = weigh(ctx.task, _judged(ctx, "dev"), _judged(ctx, "test"), _row_count(ctx, "student"), answers,
+                  ctx.recipe.verdict)
     write_json(ctx.path("levers.json"), found.model_dump(mode="json"))
     for line in found.conclusions:
         ctx.reporter.note(line)

@@ -90,7 +90,7 @@ def _named(name: str, workspace: Path) -> list:
 def report(run: str, markdown: bool, workspace: Path) -> None:
     """Write a run's report again and print its path."""
     from distillctl import api
-    from distillctl.deciding import write_report
+    from distillctl.deciding import levers_of, write_report
     from distillctl.store.workspace import Workspace
 
     place = Workspace(workspace.resolve())
@@ -99,7 +99,9 @@ def report(run: str, markdown: bool, workspace: Path) -> None:
         from distillctl.report.markdown import markdown_report
 
         done = api.Run(found)
-        say(markdown_report(done.metrics, done.name))
+        metrics = done.metrics
+        levers = levers_of(api.open_run(found, place))
+        say(markdown_report(metrics, done.name, levers["conclusions"] if levers else ()))
         return
     api.Run(found).metrics  # noqa: B018 - says what to do when the run is not finished
     ctx = api.open_run(found, place, reporter=reporter())

@@ -14,7 +14,9 @@ from typing import Literal
 
 from distillctl.evaluate import intervals, metrics
 from distillctl.evaluate.results import Count, Interval, Result
+from distillctl.evaluate.verdict import quality_word
 from distillctl.evaluate.wording import percent, plural, points
+from distillctl.recipe.models import VerdictSpec
 from distillctl.task import Task
 from distillctl.types import JSON, Example, Prediction
 
@@ -32,13 +34,15 @@ class Lever(Result):
 
 
 class Spread(Result):
-    """Accuracies on test of the student and its repeats with other seeds. sd: of a sample (n - 1)."""
+    """Accuracies on test of the student and its repeats with other seeds. sd: of a sample (n - 1). drops: of
+    each against the teacher, the student's first."""
 
     n: int
     mean: float
     sd: float
     low: float
     high: float
+    drops: Sequence[float] = ()
 
 
 class Levers(Result):
@@ -83,17 +87,19 @@ class Judged:
         return [e.expected if e.expected is not None else said.get(e.id) for e in self.examples]
 
 
-def weigh(task: Task, dev: Judged, test: Judged, rows: int, variants: Sequence[VariantAnswers]) -> Levers:
+def weigh(task: Task, dev: Judged, test: Judged, rows: int, variants: Sequence[VariantAnswers],
+          verdict: VerdictSpec) -> Levers:
     """Compare the variants with the student, and say in a line each what follows.
 
-    rows: that the student was trained on. Raises ValueError for a split without items.
+    rows: that the student was trained on. verdict: the recipe's, for what a seed changes. Raises ValueError
+    for a split without items.
     """
     levers = [_lever(task, test if one.kind == "seed" else dev, one) for one in variants]
     student = intervals.count(dev.right(task, dev.student), dev.groups)
     teacher = intervals.count(dev.right(task, dev.teacher), dev.groups)
     spread = _spread(task, test, levers)
     found = Levers(student=student, teacher=teacher, rows=rows, levers=levers, spread=spread, conclusions=[])
-    return found.model_copy(update={"conclusions": _conclusions(found, _behind(task, dev))})
+    return found.model_copy(update={"conclusions": _conclusions(found, _behind(task, dev), verdict)})
 
 
 def _lever(task: Task, split: Judged, one: VariantAnswers) -> Lever:
@@ -108,19 +114,20 @@ def _behind(task: Task, dev: Judged) -> Interval:
 
 
 def _spread(task: Task, test: Judged, levers: Sequence[Lever]) -> Spread | None:
-    repeats = [one.accuracy.share.value for one in levers if one.kind == "seed"]
+    repeats = [one.accuracy.k for one in levers if one.kind == "seed"]
     if not repeats:
         return None
-    own = test.right(task, test.student)
-    values = [sum(own) / len(own), *repeats]
+    n, asked = len(test.examples), sum(test.right(task, test.teacher))
+    right = [sum(test.right(task, test.student)), *repeats]
+    values = [k / n for k in right]
     return Spread(n=len(values), mean=statistics.mean(values), sd=statistics.stdev(values),
-                  low=min(values), high=max(values))
+                  low=min(values), high=max(values), drops=[(asked - k) / n for k in right])
 
 
 # --- in words ---------------------------------------------------------------------------------------------
 
 
-def _conclusions(found: Levers, behind: Interval) -> list[str]:
+def _conclusions(found: Levers, behind: Interval, verdict: VerdictSpec) -> list[str]:
     gold = next((one for one in found.levers if one.kind == "gold"), None)
     curve = sorted((one for one in found.levers if one.kind == "curve"), key=lambda one: one.rows)
     said = []
@@ -136,8 +143,20 @@ def _conclusions(found: Levers, behind: Interval) -> list[str]:
     if found.spread:
         said.append(f"Chance: over {plural(found.spread.n, 'seed')} the test accuracy is "
                     f"{percent(found.spread.mean)} on average, {percent(found.spread.low)} to "
-                    f"{percent(found.spread.high)} (standard deviation {points(found.spread.sd)} points).")
+                    f"{percent(found.spread.high)} (standard deviation {points(found.spread.sd)} points). "
+                    f"{_about_seeds(found.spread.drops, verdict)}")
     return said
+
+
+def _about_seeds(drops: Sequence[float], verdict: VerdictSpec) -> str:
+    """What the verdict on quality would be with each seed."""
+    words = [quality_word(verdict, drop) for drop in drops]
+    text = (f"The drop against the teacher goes from {points(min(drops))} to {points(max(drops))} points: on "
+            "quality alone ")
+    if len(set(words)) == 1:
+        return f"{text}{words[0]} with every seed."
+    counts = ", ".join(f"{word} with {words.count(word)}" for word in dict.fromkeys(sorted(words)))
+    return f"{text}{counts} of them, so that the verdict hangs on chance."
 
 
 def _about_gold(gold: Lever, student: Count) -> str:

@@ -93,11 +93,17 @@ def discordance(comparison: Comparison) -> float:
     return (comparison.compression + comparison.corrected + 2) / (comparison.n + 2)
 
 
-def _word(spec: VerdictSpec, drop: float, speedup: float | None) -> Word:
+def quality_word(spec: VerdictSpec, drop: float) -> Word:
+    """The word for a drop, whatever the speed."""
     if drop > spec.marginal_drop:
         return "not ready"
+    return "viable" if drop <= spec.max_drop else "marginal"
+
+
+def _word(spec: VerdictSpec, drop: float, speedup: float | None) -> Word:
+    word = quality_word(spec, drop)
     fast = speedup is not None and speedup >= spec.min_speedup
-    return "viable" if drop <= spec.max_drop and fast else "marginal"
+    return "marginal" if word == "viable" and not fast else word
 
 
 # --- in words ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ table cell; so it cannot become markup, a link, an image or a mention.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from distillctl.evaluate.results import ComparisonTable, Evaluation, Metrics
 from distillctl.report import facts, ledger_view, words
@@ -25,18 +25,18 @@ _START = re.compile(r"^(?:[-+](?=\s|$)|\d+[.)](?=\s|$)|[-=](?=[-=]*$))")
 _BACKTICKS = re.compile(r"`+")
 
 
-def markdown_report(metrics: Metrics, run_name: str) -> str:
-    """The whole text, ending in a newline."""
+def markdown_report(metrics: Metrics, run_name: str, conclusions: Sequence[str] = ()) -> str:
+    """The whole text, ending in a newline. conclusions: what the variants of the student say."""
     verdict = metrics.verdict
     settled = "" if verdict.settled else ", not settled"
     parts = [f"## {verdict.word.capitalize()}{settled}: {plain(run_name)}", f"**{plain(verdict.sentence)}**",
              words.settled(verdict, facts.student_of(metrics).n)]
     parts += [f"> {line}" for line in _stamps(metrics)]
     parts += [_comparison(metrics), _listed("What the verdict rests on", verdict.reasons),
-              _listed("What to try next", verdict.next_steps), _secondary(metrics), _parts(metrics),
-              _judge(metrics),
-              _cascade(metrics), _slices(metrics), _economics(metrics), _listed("Notes", metrics.notes),
-              _errors(metrics), _suspects(metrics)]
+              _listed("What to try next", verdict.next_steps),
+              _listed("The same student on other rows and with other seeds", conclusions),
+              _secondary(metrics), _parts(metrics), _judge(metrics), _cascade(metrics), _slices(metrics),
+              _economics(metrics), _listed("Notes", metrics.notes), _errors(metrics), _suspects(metrics)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
