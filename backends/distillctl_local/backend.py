@@ -170,7 +170,12 @@ class LocalBackend:
         return engines.choose_engine(self._settings, sharing_ratio(job, self._model(job), self._settings))[0]
 
     def _model(self, job: TrainJob) -> str:
-        return self._settings.model or job.model
+        """The model's name; a folder's from the root, because the trainer works in a folder of its own."""
+        from distillctl_local.models import ALIASES
+
+        name = self._settings.model or job.model
+        folder = Path(name).expanduser()
+        return str(folder.resolve()) if name not in ALIASES and folder.is_dir() else name
 
     def _start(self, folder: Path, again: bool = False) -> None:
         process.start(folder, again=again, offline=self._env.offline,
