@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binom, multinomial
 
 from distillctl.evaluate import stats
+from distillctl.evaluate.metrics import label_units, macro_f1_of_sums
 from distillctl.evaluate.results import Interval
 from distillctl.evaluate.verdict import judge
 from distillctl.recipe.models import VerdictSpec
@@ -163,3 +164,21 @@ def test_effective_counts_cover_where_items_come_in_groups():
         blind += low <= 0.8 <= high
     assert aware / 400 >= 0.92
     assert blind / 400 <= 0.85
+
+
+def test_the_bootstrap_of_a_paired_drop_in_f1_covers_near_its_level(monkeypatch):
+    """400 tasks of 200 items and three labels: the teacher errs on 5 %, the student on 15 %, each to another
+    label by chance. With 1,000 draws a task, which is enough to tell."""
+    monkeypatch.setattr(stats, "DRAWS", 1000)
+    labels, rng = ("a", "b", "c"), np.random.default_rng(16)
+    hits = 0
+    for _ in range(400):
+        expected = rng.integers(0, 3, 200)
+        said = [np.where(rng.random(200) < wrong, (expected + rng.integers(1, 3, 200)) % 3, expected)
+                for wrong in (0.05, 0.15)]
+        units = [label_units(labels, [labels[i] for i in expected], [labels[i] for i in who]).reshape(200, -1)
+                 for who in said]
+        low, high = stats.bootstrap(np.column_stack(units), lambda sums: macro_f1_of_sums(
+            sums[:, :9]) - macro_f1_of_sums(sums[:, 9:]))
+        hits += low <= 0.10 <= high  # equally frequent labels and errors: F1 is the accuracy
+    assert 0.92 <= hits / 400 <= 0.98
