@@ -24,7 +24,7 @@ from distillctl.prices import Estimate, estimate
 from distillctl.progress import seconds_text
 from distillctl.recipe.models import JudgeSpec, RecordedTeacher
 from distillctl.select import requests_of
-from distillctl.store.files import write_jsonl
+from distillctl.store.files import digest_json, write_jsonl
 from distillctl.store.ledger import answer_key
 from distillctl.task import TextTask
 from distillctl.types import JSON, SPLITS, Example, Request, Split
@@ -37,7 +37,7 @@ class PlanRow:
 
     stage: str
     does: str
-    action: str  # "run" or "reuse"
+    action: str  # "run", "reuse", or "share": done for another student of the sweep
     why: str
     calls: int | None = None
     tokens: int | None = None
@@ -83,9 +83,10 @@ class Plan:
         return {**asdict(self), "problems": [problem.as_json() for problem in self.problems]}
 
 
-def make_plan(ctx: Context, until: str | None = None, cell: int | None = None) -> Plan:
-    """The plan of a run. cell: its number in a sweep, in which the first one asks the teacher and the budget
-    is that of all. Raises RecipeError and DataError for what is wrong with recipe or data."""
+def make_plan(ctx: Context, until: str | None = None, shared: set[str] | None = None) -> Plan:
+    """The plan of a run. shared: in a sweep, what the students before this one collect and train, by key, to
+    which its own is added; the budget is then that of all. Raises RecipeError and DataError for what is wrong
+    with recipe or data."""
     steps = select_until(steps_of(ctx), until)
     plan = Plan(ctx.rundir.name, [_row(step) for step in steps], budget_usd=ctx.recipe.budget.max_usd)
     to_run = {step.stage.name for step in steps if not step.reuse}
@@ -99,13 +100,11 @@ def make_plan(ctx: Context, until: str | None = None, cell: int | None = None) -
             plan.problems += error.problems
     plan.warnings += model_warnings(ctx.recipe, ctx.task.json_schema)
     rows = {row.stage: row for row in plan.rows}
-    if "teacher" in to_run and cell:
-        rows["teacher"].calls, rows["teacher"].usd = 0, 0.0
-        rows["teacher"].notes.append("answered for the sweep's first student")
-    elif "teacher" in to_run:
+    if "teacher" in to_run and not _share(rows["teacher"], "teacher", shared):
         _plan_teacher(ctx, plan, rows["teacher"], splits)
     for role in (*ctx.roles(), *(one.role for one in variants_of(ctx))):
-        if f"train-{role}" in to_run:
+        key = digest_json([role, ctx.learner(role).parts()])
+        if f"train-{role}" in to_run and not _share(rows[f"train-{role}"], key, shared):
             _plan_training(ctx, plan, rows[f"train-{role}"], role, splits)
         if f"answer-{role}" in rows:
             rows[f"answer-{role}"].calls = len(splits["dev"]) + len(splits["test"])
@@ -119,7 +118,7 @@ def make_plan(ctx: Context, until: str | None = None, cell: int | None = None) -
             plan.problems += pii.as_problems(found)
         else:
             plan.warnings += pii.as_warnings(found)
-    if cell is None:
+    if shared is None:
         plan.warn_of_budget()
     return plan
 
@@ -132,6 +131,17 @@ def texts_of(ctx: Context, splits: Mapping[Split, Sequence[Example]]) -> Iterato
         for line, row in read_rows(path):
             if isinstance(row, dict) and isinstance(row.get("output"), str):
                 yield f"{ctx.recipe.teacher.outputs}:{line}", "output", row["output"]
+
+
+def _share(row: PlanRow, key: str, shared: set[str] | None) -> bool:
+    """Whether an earlier student of the sweep does this too, so that nothing is asked or paid again."""
+    if shared is None:
+        return False
+    if key in shared:
+        row.action, row.calls, row.usd = "share", 0, 0.0
+        return True
+    shared.add(key)
+    return False
 
 
 def _row(step: Step) -> PlanRow:

@@ -128,12 +128,13 @@ def describe(settings: dict[str, JSON]) -> str:
 
 
 def plan_sweep(cells: Sequence[Context], until: str | None = None) -> SweepPlan:
-    """The plan of every cell, with the teacher's answers paid once. Raises what `make_plan` raises."""
+    """The plan of every cell, with what they share counted once. Raises what `make_plan` raises."""
     made = SweepPlan(Plan(f"{cells[0].recipe.name}, {len(cells)} students", [],
                           budget_usd=cells[0].recipe.budget.max_usd))
     total = made.total
-    for number, ctx in enumerate(cells):
-        plan = make_plan(ctx, until, cell=number)
+    shared: set[str] = set()
+    for ctx in cells:
+        plan = make_plan(ctx, until, shared)
         made.cells.append((settings_of(ctx), plan))
         total.problems += [one for one in plan.problems if one not in total.problems]
         total.warnings += [one for one in plan.warnings if one not in total.warnings]

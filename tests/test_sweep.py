@@ -202,6 +202,14 @@ class TestSharing:
         assert "2 trainings in all, one collection" in call("plan", *SEEDS).stdout
         assert len(server.asked) == 0
 
+    def test_a_baseline_that_all_share_is_trained_once(self, folder: Path) -> None:
+        write_recipe(folder, baseline="linear", backend="openai",
+                     backends={"openai": {"model": ["a", "b"]}})
+        made = json.loads(call("plan", "--json").stdout)
+        actions = [{row["stage"]: row["action"] for row in cell["rows"]} for cell in made["cells"]]
+        assert [one["train-baseline"] for one in actions] == ["run", "share"]
+        assert made["trainings"] == 3
+
     def test_a_teacher_that_fails_ends_the_sweep(self, folder: Path, server: ChatServer,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TEST_KEY", "some-key")
@@ -242,7 +250,7 @@ def test_sizes_of_a_local_model_are_compared(folder: Path) -> None:
     models = [str(save_tiny_model(folder / name, "llama", num_hidden_layers=layers))
               for name, layers in (("small", 1), ("large", 2))]
     write_recipe(folder, student={"model": models}, train={"max_steps": 2, "learning_rate": 1e-3},
-                 backend="local", backends={"local": {"threads": 1, "precision": "fp32"}},
+                 backend="local", backends={"local": {"threads": 1, "precision": "fp32"}}, baseline="linear",
                  evaluate={"base": False, "latency": {"items": 6, "warmup": 1}})
     done = call("run", "--json")
     assert done.exit_code == 0, done.output
@@ -250,3 +258,4 @@ def test_sizes_of_a_local_model_are_compared(folder: Path) -> None:
     assert {run["settings"]["student.model"] for run in found["runs"]} == set(models)
     assert found["ranked_on"] == "dev" and found["sweet_spot"]["by"] in ("cost", "latency")
     assert len(list((folder / "runs/sweep").glob("local-*/student/adapter_model.safetensors"))) == 2
+    assert done.stderr.count("it serves this run too") == 1  # the baseline

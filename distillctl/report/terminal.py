@@ -187,9 +187,9 @@ def sweep_plan_table(made: SweepPlan) -> RenderableType:
                           ("At most", "right")):
         shown.add_column(name, justify=justify, overflow="fold")
     for settings, plan in made.cells:
-        runs = sum(row.action == "run" for row in plan.rows)
-        shown.add_row(_text(describe(settings)), _text(plan.run), str(trainings(plan)),
-                      f"{runs} to run, {len(plan.rows) - runs} reused",
+        counts = {word: sum(row.action == word for row in plan.rows) for word in ("run", "reuse", "share")}
+        stages = ", ".join(f"{count} to {word}" for word, count in counts.items() if count)
+        shown.add_row(_text(describe(settings)), _text(plan.run), str(trainings(plan)), stages,
                       words.UNKNOWN if plan.usd is None else words.money(plan.usd[1]))
     notes = dict.fromkeys(f"{row.stage}: {note}" for _, plan in made.cells for row in plan.rows
                           for note in row.notes)
