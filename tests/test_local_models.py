@@ -179,6 +179,25 @@ def test_pickled_weights_beside_the_others_are_left_alone(folder: Path) -> None:
     load(folder)
 
 
+def test_a_pickle_under_the_name_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes(
+        b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
+    with pytest.raises(StudentError, match="no sound safetensors file"):
+        load(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(folder: Path, value: float) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StudentError, match=r"NaN or infinity(?s:.*)layers\.1\.mlp"):
+        load(folder)
+
+
 def test_an_adapter_in_place_of_a_base(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(StudentError, match="is an adapter"):

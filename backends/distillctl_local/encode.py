@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Message
+from distillctl_local.templates import TemplateRefused, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "\ue000{}\ue001"  # private-use characters: in no template
-# Some templates write today's date: a prompt would then differ from the one that was trained.
-_STILL = "{% macro strftime_now(format) %}01 January 2026{% endmacro %}"
 
 
 class Encoder:
@@ -93,13 +92,9 @@ class Encoder:
             begins = self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
             text = "\n\n".join(message["content"] for message in messages) + "\n"
             return self.tokenizer.bos_token + text if begins else text
-        from jinja2 import TemplateError
-
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=_STILL + self.tokenizer.get_chat_template(), tokenize=False,
-                add_generation_prompt=start_answer, enable_thinking=False)
-        except (TemplateError, ValueError, TypeError) as error:
+            return render(self.tokenizer, messages, start_answer=start_answer)
+        except TemplateRefused as error:
             raise self._refuses(str(error)) from None
 
     def _refuses(self, why: str) -> StudentError:

@@ -117,6 +117,10 @@ def load_base(model: str, revision: str | None = None, *, dtype: torch.dtype | s
         raise StudentError(Problem(
             "the weights do not fill the model, the rest would be random", where=str(folder),
             value=lacking[:3], hint="the download is incomplete, or config.json is another model's"))
+    if broken := next((name for name, tensor in loaded.state_dict().items() if not tensor.isfinite().all()),
+                      None):
+        raise StudentError(Problem("holds NaN or infinity: every answer would be noise", where=str(folder),
+                                   value=broken, hint="fetch or make the model again"))
     loaded.name_or_path = loaded.config._name_or_path = source_of(model)
     return (loaded if quantised else loaded.to(device)).eval()
 
