@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distillctl import servers
-from distillctl.backend import StudentRef
+from distillctl.backend import JobEvent, StudentRef
+from distillctl.batches import BatchOptions, Left, collect_batches, known_batches
 from distillctl.collect import Collected, CollectOptions, Progress, collect
-from distillctl.context import Context, LearnerRole, machine
+from distillctl.context import Context, Detached, LearnerRole, machine
 from distillctl.errors import Problem, UsageError
 from distillctl.job_answers import Answered, time_here
-from distillctl.predictors import LiveTeacher, open_judge, open_teacher
+from distillctl.predictors import LiveTeacher, open_batches, open_judge, open_teacher
+from distillctl.predictors.batch import BatchService
 from distillctl.progress import seconds_text
 from distillctl.recipe.models import JudgeSpec, RecordedTeacher
 from distillctl.recipe.models import Stability as StabilitySpec
@@ -41,6 +43,7 @@ class Answerer:
     predictor: Predictor
     options: CollectOptions
     paid: bool
+    batches: BatchService | None = None  # answers through these, where the recipe wants that
 
 
 @contextmanager
@@ -52,7 +55,25 @@ def teacher(ctx: Context) -> Iterator[Answerer]:
         yield Answerer("teacher", predictor, CollectOptions(), paid=False)
         return
     _check_offline(ctx, spec, "teacher", "use a recorded teacher")
-    yield Answerer("teacher", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True)
+    yield Answerer("teacher", predictor, CollectOptions.for_teacher(spec, predictor.max_cost), paid=True,
+                   batches=_batches(ctx, spec, predictor) if spec.batch else None)
+
+
+def batches(ctx: Context) -> BatchService:
+    """The batch API of the recipe's live teacher, for what an earlier run submitted. Raises as `teacher`."""
+    spec = ctx.recipe.teacher
+    if isinstance(spec, RecordedTeacher):
+        raise UsageError(Problem("a recording has no batches", field="teacher.provider", value=spec.provider))
+    return _batches(ctx, spec, open_teacher(spec, ctx.loaded.resolve, ctx.task.json_schema))
+
+
+def batch_folder(ctx: Context) -> Path:
+    """Where batches' requests and results lie until they are settled."""
+    return ctx.workspace.private / "batches"
+
+
+def _batches(ctx: Context, spec: LiveTeacher, predictor: Predictor) -> BatchService:
+    return open_batches(spec, predictor, batch_folder(ctx), lambda: known_batches(ctx.ledger))
 
 
 @contextmanager
@@ -89,9 +110,13 @@ def learner(ctx: Context, role: str, student: StudentRef, folder: Path,
 
 
 def collect_splits(ctx: Context, who: Answerer, splits: Sequence[Split]) -> None:
-    """Answers to whole splits as predictions/<role>.<split>.jsonl, timings as timings/<role>.json."""
+    """Answers to whole splits as predictions/<role>.<split>.jsonl, timings as timings/<role>.json. Raises
+    Detached where the options say so and batches are under way."""
     requests = {split: requests_of(ctx.task, ctx.examples(split)) for split in splits}
-    answers, timing = asyncio.run(_closing(who, _answer_all(ctx, who, requests)))
+    if who.batches is None:
+        answers, timing = asyncio.run(_closing(who, _answer_all(ctx, who, requests)))
+    else:
+        answers, timing = _answer_in_batches(ctx, who, who.batches, requests)
     for split in splits:
         predictions = predictions_of(ctx.task, requests[split],
                                      [answers[request.id] for request in requests[split]])
@@ -147,33 +172,78 @@ async def _closing(who: Answerer, work: Coroutine[Any, Any, T]) -> T:
 
 async def _answer_all(ctx: Context, who: Answerer, requests: dict[Split, list[Request]],
                       ) -> tuple[dict[str, Answer], JSON]:
-    latency = ctx.recipe.evaluate.latency
-    timed = requests["test"][:latency.items]
-    warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
+    warm, timed = timed_alone(ctx, requests)
     over_network = who.paid and not who.predictor.replayed
     if over_network:
-        alone = replace(who.options, concurrency=1, max_failures=1.0)  # judged with the rest
-        await ask(ctx, who, warm, alone)
-        await ask(ctx, who, timed, alone)
+        await _ask_alone(ctx, who, warm, timed)
     everything = [request for split in requests for request in requests[split]]
-    collected = await ask(ctx, who, everything)
-    answers = {request.id: answer for request, answer in zip(everything, collected.answers, strict=True)}
-    if len(collected.models) > 1:
-        names = ", ".join(f"{name} ({count})" for name, count in collected.models.items())
-        ctx.reporter.note(f"the {who.role} answered as several models: {names}", "warning")
+    answers = _by_id(ctx, who, everything, await ask(ctx, who, everything))
     if who.predictor.replayed or over_network:
-        known = [answers[r.id].latency_s for r in (timed if over_network else requests["test"])]
-        timing = {"source": "measured" if over_network else "recorded",
-                  "latencies_s": [seconds for seconds in known if seconds is not None]}
+        timing = _latencies("measured" if over_network else "recorded", answers,
+                            timed if over_network else requests["test"])
     elif who.role == "base":
         timing = {"source": "measured", "latencies_s": []}
     else:
-        timing = await time_here(
-            who.predictor, warm or timed[:latency.warmup], timed, lambda done: ctx.reporter.progress(
-                done, len(timed), f"timing {done}/{len(timed)}, one at a time"))
-    return answers, {**timing, "replayed": who.predictor.replayed, "identity": dict(who.predictor.identity),
-                     "usd_per_hour": getattr(who.predictor, "usd_per_hour", None),
-                     "machine": None if who.predictor.replayed else machine()}
+        warm = warm or timed[:ctx.recipe.evaluate.latency.warmup]
+        timing = await time_here(who.predictor, warm, timed, lambda done: ctx.reporter.progress(
+            done, len(timed), f"timing {done}/{len(timed)}, one at a time"))
+    return answers, {**timing, **_of(who)}
+
+
+def _answer_in_batches(ctx: Context, who: Answerer, service: BatchService,
+                       requests: dict[Split, list[Request]]) -> tuple[dict[str, Answer], JSON]:
+    """The items that time the teacher are asked by themselves, all others in batches."""
+    warm, timed = timed_alone(ctx, requests)
+    asyncio.run(_closing(who, _ask_alone(ctx, who, warm, timed)))
+    everything = [request for split in requests for request in requests[split]]
+    options = BatchOptions(batch_folder(ctx), ctx.recipe.budget.max_usd, ctx.options.detach,
+                           ctx.options.resubmit, who.options.max_failures, who.options.attempts)
+    try:
+        collected = collect_batches(service, everything, ledger=ctx.ledger, run=ctx.run_id, options=options,
+                                    on_event=lambda event: _tell_batch(ctx, event))
+    except Left as left:
+        raise Detached(f"{left}; come back with: distillctl attach {ctx.rundir.name}") from None
+    answers = _by_id(ctx, who, everything, collected)
+    return answers, {**_latencies("measured", answers, timed), **_of(who)}
+
+
+def _tell_batch(ctx: Context, event: JobEvent) -> None:
+    if event.data.get("total"):
+        ctx.reporter.progress(event.data["done"], event.data["total"], f"batch {event.message}")
+    else:
+        ctx.reporter.note(event.message, event.level)
+
+
+def timed_alone(ctx: Context, requests: dict[Split, list[Request]]) -> tuple[list[Request], list[Request]]:
+    """What warms up, and what is timed, one request at a time."""
+    latency = ctx.recipe.evaluate.latency
+    warm = [r for split in requests for r in requests[split] if split != "test"][:latency.warmup]
+    return warm, requests["test"][:latency.items]
+
+
+async def _ask_alone(ctx: Context, who: Answerer, warm: list[Request], timed: list[Request]) -> None:
+    alone = replace(who.options, concurrency=1, max_failures=1.0)  # judged with the rest
+    await ask(ctx, who, warm, alone)
+    await ask(ctx, who, timed, alone)
+
+
+def _by_id(ctx: Context, who: Answerer, requests: list[Request], collected: Collected) -> dict[str, Answer]:
+    if len(collected.models) > 1:
+        names = ", ".join(f"{name} ({count})" for name, count in collected.models.items())
+        ctx.reporter.note(f"the {who.role} answered as several models: {names}", "warning")
+    return {request.id: answer for request, answer in zip(requests, collected.answers, strict=True)}
+
+
+def _latencies(source: str, answers: dict[str, Answer], timed: list[Request]) -> dict[str, JSON]:
+    known = [answers[request.id].latency_s for request in timed]
+    return {"source": source, "latencies_s": [seconds for seconds in known if seconds is not None]}
+
+
+def _of(who: Answerer) -> dict[str, JSON]:
+    """Who was timed, and where."""
+    return {"replayed": who.predictor.replayed, "identity": dict(who.predictor.identity),
+            "usd_per_hour": getattr(who.predictor, "usd_per_hour", None),
+            "machine": None if who.predictor.replayed else machine()}
 
 
 def progress_text(progress: Progress) -> str:

@@ -42,6 +42,7 @@ class Capabilities:
     answers_setting: str = ""  # the setting that has a job answer `TrainJob.prompts` too, where it can
     settings_aside: frozenset[str] = frozenset()  # prices, time limits, names of keys: another value of one
     # of these settings is no reason to train, and to pay, again
+    books: str = "training"  # the kind of spend that its jobs are
 
 
 @dataclass(frozen=True)
@@ -217,27 +218,18 @@ class BackendEnv:
     budget_left: Callable[[], float] = lambda: math.inf
 
 
-class Backend(Protocol):
-    """Trains students. Constructed with its validated settings; the constructor does no I/O."""
+class JobService(Protocol):
+    """What `jobs.py` asks of whoever creates paid jobs: a backend's trainings, a teacher's batches."""
 
-    name: ClassVar[str]  # == entry-point name == `backend:` in the recipe
-    api_version: ClassVar[int]
+    name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
-    Settings: ClassVar[type[BaseModel]]  # the recipe's `backends.<name>` block, extra="forbid"
 
-    def __init__(self, settings: Any, env: BackendEnv) -> None: ...
-
-    def preflight(self, job: TrainJob) -> Preflight:
-        """Problems, estimates, limits. Read only and free; complete, so that nothing fails later that
-        could have been seen now. Raises Unreachable."""
-        ...
-
-    def stage(self, job: TrainJob) -> Staged:
-        """Put the training set where the job will read it. Idempotent by `job.digest`.
+    def stage(self, job: Any) -> Staged:
+        """Put the data where the job will read it. Idempotent by the data's digest.
         Raises Rejected, Unreachable."""
         ...
 
-    def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:
+    def submit(self, job: Any, staged: Staged, token: str) -> JobHandle:
         """Create the job: exactly one create request, SDK retries off, `token` visible at the provider.
         Raises Rejected or Ambiguous, nothing else."""
         ...
@@ -254,6 +246,21 @@ class Backend(Protocol):
 
     def cancel(self, handle: JobHandle) -> None:
         """Ask for the end; idempotent. `poll` sees the outcome. Raises Unreachable."""
+        ...
+
+
+class Backend(JobService, Protocol):
+    """Trains students from `TrainJob`s. Constructed with its validated settings; the constructor does no
+    I/O. `name` is the entry point's and the word behind `backend:` in a recipe."""
+
+    api_version: ClassVar[int]
+    Settings: ClassVar[type[BaseModel]]  # the recipe's `backends.<name>` block, extra="forbid"
+
+    def __init__(self, settings: Any, env: BackendEnv) -> None: ...
+
+    def preflight(self, job: TrainJob) -> Preflight:
+        """Problems, estimates, limits. Read only and free; complete, so that nothing fails later that
+        could have been seen now. Raises Unreachable."""
         ...
 
     def collect(self, handle: JobHandle, into: Path) -> StudentRef:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distillctl.errors import BudgetError, Problem
 from distillctl.store.ledger import Ledger
 
 
@@ -42,3 +43,18 @@ class Budget:
         """Of what was set aside, `spent` was spent; the rest is free again."""
         self.reserved -= reserved
         self.spent += spent
+
+    def exhausted(self, usd: float, what: str = "answer") -> BudgetError:
+        """The next `what`, of up to `usd`, does not fit any more."""
+        return BudgetError(Problem(
+            f"the next {what} could cost {usd:.4g} US dollars; {self.spent:.4g} of {self.max_usd:g} are "
+            "spent, or may be", field="budget.max_usd",
+            hint="raise it, or lower max_tokens, and run again to go on"))
+
+
+def unknown_price(kind: str) -> BudgetError:
+    """The cap cannot be kept for calls whose price nobody knows. kind: who is asked, "teacher"."""
+    return BudgetError(Problem(
+        f"the price of the {kind} is unknown, so `budget.max_usd` cannot be kept", field=f"{kind}.price",
+        hint="give it in US dollars per million tokens, for example {input: 0.4, output: 1.6}, or "
+             "{input: 0, output: 0} for a server of your own"))

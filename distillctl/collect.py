@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from distillctl.budget import Budget
+from distillctl.budget import Budget, unknown_price
 from distillctl.errors import BudgetError, DistillctlError, JudgeError, Problem, StudentError, TeacherError
 from distillctl.predictors import LiveTeacher
 from distillctl.prices import prompt_tokens_at_most
@@ -24,9 +24,9 @@ from distillctl.store.recorder import Recorder
 from distillctl.testing.crash import crashpoint
 from distillctl.types import Answer, CallFailed, Predictor, Request
 
-_FATAL = {"auth": "refuses the key", "quota": "says that the account has no credit or quota left",
+FATAL = {"auth": "refuses the key", "quota": "says that the account has no credit or quota left",
           "setup": "cannot be asked like this"}
-_MOST_BILLED = 3  # tries for one request that may each have been paid for
+MOST_BILLED = 3  # tries for one request that may each have been paid for
 _HOPELESS = 10  # failures without one answer after which the rest is not tried
 _PROGRESS_EVERY = 0.2  # seconds
 
@@ -121,7 +121,7 @@ async def collect(predictor: Predictor, requests: Sequence[Request], *, ledger: 
     work = _Collection(predictor, list(owed.items()), known, ledger, run, kind, paid, options, budget,
                        on_progress, timing or Timing())
     await work.run()
-    return _collected([work.answers[key] for key in keys], work.answers.values(), reused)
+    return collected([work.answers[key] for key in keys], work.answers.values(), reused)
 
 
 async def _replay(predictor: Predictor, requests: Sequence[Request],
@@ -131,10 +131,10 @@ async def _replay(predictor: Predictor, requests: Sequence[Request],
         answers += await predictor.answer(batch)
         if on_progress:
             on_progress(Progress(len(answers), len(requests), 0, 0, None, 0.0, None, 1))
-    return _collected(answers, answers, 0)
+    return collected(answers, answers, 0)
 
 
-def _collected(answers: list[Answer], distinct: Collection[Answer], reused: int) -> Collected:
+def collected(answers: list[Answer], distinct: Collection[Answer], reused: int) -> Collected:
     return Collected(answers, reused, len(distinct) - reused, sum(a.finish == "failed" for a in distinct),
                      dict(Counter(a.model for a in distinct if a.model)))
 
@@ -209,17 +209,15 @@ class _Collection:
             try:
                 return await self._try(batch)
             except CallFailed as failure:
-                if failure.kind in _FATAL:
-                    raise self._error_of(Problem(
-                        f"the {self._kind} {_FATAL[failure.kind]}: {failure}",
-                        hint="mend it and run again to go on")) from None
+                if failure.kind in FATAL:
+                    raise self._error_of(cannot_be_asked(self._kind, failure)) from None
                 if self._stopping:
                     return
                 tries[failure.kind] += 1
                 maybe_billed += failure.maybe_billed
                 most = self._options.attempts * (2 if failure.kind == "rate_limited" else 1)
                 if failure.kind == "rejected" or tries[failure.kind] >= most or (
-                        self._paid and maybe_billed >= _MOST_BILLED):
+                        self._paid and maybe_billed >= MOST_BILLED):
                     return await self._give_up(batch, failure)
                 wait = back_off(tries.total(), failure.retry_after, self._timing.random())
                 if failure.kind == "rate_limited" or failure.retry_after is not None:
@@ -280,17 +278,10 @@ class _Collection:
         if self._budget is None:
             return costs
         if None in costs:
-            raise BudgetError(Problem(
-                f"the price of the {self._kind} is unknown, so `budget.max_usd` cannot be kept",
-                field=f"{self._kind}.price", hint="give it in US dollars per million tokens, for example "
-                "{input: 0.4, output: 1.6}, or {input: 0, output: 0} for a server of your own"))
+            raise unknown_price(self._kind)
         while not self._budget.reserve(_total(costs)):
             if not self._calling:
-                raise BudgetError(Problem(
-                    f"the next answer could cost {_total(costs):.4g} US dollars; "
-                    f"{self._budget.spent:.4g} of {self._budget.max_usd:g} are spent, or may be",
-                    field="budget.max_usd",
-                    hint="raise it, or lower max_tokens, and run again to go on"))
+                raise self._budget.exhausted(_total(costs))
             self._settled.clear()
             await self._settled.wait()
         return costs
@@ -320,15 +311,9 @@ class _Collection:
             else:
                 self._rejected += rows
         self._reasons[str(failure)] += len(batch)
-        failed, total = self._meter.failed, self._meter.total
-        hopeless = failed >= _HOPELESS and not self._some_answered
-        if failed > self._options.max_failures * total or hopeless:
-            worst = "; ".join(f"{n} × {reason}" for reason, n in self._reasons.most_common(3))
-            allowed = "and not one was answered" if hopeless else (
-                f"more than max_failures ({self._options.max_failures:.3g}) allows")
-            raise self._error_of(Problem(
-                f"the {self._kind} left {failed} of {total} prompts unanswered, {allowed}: {worst}",
-                hint="run again to ask for the rest"))
+        if problem := too_many_unanswered(self._kind, self._meter.failed, self._meter.total, self._reasons,
+                                          self._options.max_failures, self._some_answered):
+            raise self._error_of(problem)
 
     def _book_lost(self, batch: list[Row], costs: list[float | None]) -> float:
         """Write down that calls without an answer may have been billed; returns the most they cost."""
@@ -352,6 +337,24 @@ class _Collection:
         kept = f"{answered} of {self._meter.total} prompts are answered and kept"
         first, *others = error.problems
         return type(error)(replace(first, hint=f"{kept}; {first.hint}" if first.hint else kept), *others)
+
+
+def cannot_be_asked(kind: str, failure: CallFailed) -> Problem:
+    """A failure that every other call would meet, too."""
+    return Problem(f"the {kind} {FATAL[failure.kind]}: {failure}", hint="mend it and run again to go on")
+
+
+def too_many_unanswered(kind: str, failed: int, total: int, reasons: Counter[str], max_failures: float,
+                        some_answered: bool) -> Problem | None:
+    """Why a collection that left `failed` of `total` prompts unanswered ends here; None: it goes on."""
+    hopeless = failed >= _HOPELESS and not some_answered
+    if failed <= max_failures * total and not hopeless:
+        return None
+    worst = "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(3))
+    allowed = "and not one was answered" if hopeless else (
+        f"more than max_failures ({max_failures:.3g}) allows")
+    return Problem(f"the {kind} left {failed} of {total} prompts unanswered, {allowed}: {worst}",
+                   hint="run again to ask for the rest")
 
 
 class _Meter:

@@ -29,7 +29,8 @@ from distillctl.types import JSON, Example, Prediction, Split
 
 LearnerRole = str
 """Who is trained: "student", "baseline", or a variant of the student (`variants.py`)."""
-_NOT_IDENTITY = {"concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "max_failures"}
+_NOT_IDENTITY = {"batch", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
+                 "max_failures"}
 # fields that came later, by provider: where they say nothing, a run keeps the name that it had before them
 _LATER: dict[str, dict[str, JSON]] = {"openai": {"collection": None},
                                       "anthropic": {"collection": None, "structured_output": False}}
@@ -56,12 +57,16 @@ class Learner:
                 "training version": self.version}
 
 
+class Detached(Exception):
+    """The run was left on purpose while paid work goes on; the message says how to come back."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a run is to go on, beside its recipe.
 
-    offline: send nothing. detach: leave once the training job is submitted. resubmit: make a new job
-    where the backend lost the old one.
+    offline: send nothing. detach: leave once a teacher's batch or the training job is submitted. resubmit:
+    make a new job where the service lost the old one.
     """
 
     offline: bool = False

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distillctl.backend import Ambiguous, Backend, JobEvent, Rejected, Unreachable
+from distillctl.backend import Ambiguous, JobEvent, JobService, Rejected, Unreachable
 from distillctl.errors import BackendError, DistillctlError, Problem, StorageError
 from distillctl.secrets import redact
 from distillctl.store.files import digest_json, exclusive_lock
@@ -29,7 +29,7 @@ _ALLOWED: dict[str, tuple[type[Exception], ...]] = {
 class Desk:
     """A backend, the ledger and who is told. request_timeout: the backend's limit for one request, s."""
 
-    backend: Backend
+    backend: JobService
     ledger: Ledger
     on_event: OnEvent
     clock: Callable[[], float]
@@ -45,6 +45,11 @@ class Desk:
     def hosted(self) -> bool:
         """Whether requests travel: replies can be lost, listings can lag, jobs are billed."""
         return self.backend.capabilities.data_leaves_machine
+
+    @property
+    def books(self) -> str:
+        """The kind of spend that its jobs are."""
+        return self.backend.capabilities.books
 
     def row(self, token: str) -> JobRow:
         return self.ledger.jobs(token=token)[0]

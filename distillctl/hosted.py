@@ -19,11 +19,13 @@ _IN_DOUBT = frozenset({408, 499})  # 4xx that say nothing about what was done
 
 
 class Failed(Exception):
-    """A call without a usable reply. status: None where no whole reply arrived. retry_after: seconds."""
+    """A call without a usable reply. status: None where no whole reply arrived. retry_after: seconds. code:
+    the service's word for why, where it has one."""
 
-    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, retry_after: float | None = None,
+                 code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.code = status, retry_after, code
 
     @property
     def refused(self) -> bool:

@@ -1,5 +1,5 @@
-"""Training jobs: submit, follow, reconcile, cancel, collect. The only loop, clock and retry owner for
-backends.
+"""Paid jobs: submit, follow, reconcile, cancel, collect. The only loop, clock and retry owner for
+backends, and for a teacher's batches.
 
 A paid job is created once per intent. The intent (a fresh token) is on disk before the create request;
 the request is sent once; its handle is recorded. After a crash, or when the reply was lost, the backend is
@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from distillctl.backend import (
     TERMINAL,
     Ambiguous,
     Backend,
     JobHandle,
+    JobService,
     Rejected,
     Snapshot,
     Staged,
     StudentRef,
-    TrainJob,
 )
 from distillctl.desk import Desk, OnEvent, at
 from distillctl.errors import BackendError, BudgetError, Problem
@@ -49,7 +50,7 @@ _OVER = frozenset({*TERMINAL - {"lost"}, "duplicate", "rejected"})  # nothing is
 NEVER_IN_A_STUDENT = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so"})
 
 
-def train(backend: Backend, job: TrainJob, *, ledger: Ledger, run: str, key: str,
+def train(backend: JobService, job: Any, *, ledger: Ledger, run: str, key: str,
           on_event: OnEvent = lambda event: None, detach: bool = False, resubmit: bool = False,
           at_most_usd: float | None = None, budget_left: Callable[[], float] = lambda: math.inf,
           clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
@@ -73,11 +74,11 @@ def train(backend: Backend, job: TrainJob, *, ledger: Ledger, run: str, key: str
             elif row.run != run:
                 desk.say(row.token, f"this job was made in run {row.run}; it serves this run too")
         if not detach:
-            return _succeeded(_follow(desk, row))
+            return succeeded(_follow(desk, row))
         return row if desk.hosted or row.state in _OVER else _poll(desk, row)
 
 
-def follow(backend: Backend, row: JobRow, *, ledger: Ledger, on_event: OnEvent = lambda event: None,
+def follow(backend: JobService, row: JobRow, *, ledger: Ledger, on_event: OnEvent = lambda event: None,
            clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
            request_timeout: float = 60.0) -> JobRow:
     """Poll a job until it ends; its whole story goes to `on_event`, the new part as it happens.
@@ -93,7 +94,14 @@ def follow(backend: Backend, row: JobRow, *, ledger: Ledger, on_event: OnEvent =
         return _follow(desk, row)
 
 
-def reconcile(backend: Backend, *, ledger: Ledger, key: str, on_event: OnEvent = lambda event: None,
+def look(backend: JobService, row: JobRow, *, ledger: Ledger, on_event: OnEvent = lambda event: None,
+         clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep) -> JobRow:
+    """Poll a created job once. Raises BackendError when no state could be read for a day."""
+    desk = Desk(backend, ledger, on_event, clock, sleep)
+    return row if row.state in _OVER else _poll(desk, row)
+
+
+def reconcile(backend: JobService, *, ledger: Ledger, key: str, on_event: OnEvent = lambda event: None,
               clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
               request_timeout: float = 60.0) -> JobRow | None:
     """What a training key stands on, asking the backend where the ledger cannot know; creates nothing.
@@ -106,7 +114,7 @@ def reconcile(backend: Backend, *, ledger: Ledger, key: str, on_event: OnEvent =
         return _settle(desk, row) if row is not None and row.state == "intended" else row
 
 
-def cancel(backend: Backend, row: JobRow, *, ledger: Ledger, on_event: OnEvent = lambda event: None,
+def cancel(backend: JobService, row: JobRow, *, ledger: Ledger, on_event: OnEvent = lambda event: None,
            clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
            request_timeout: float = 60.0) -> JobRow:
     """Ask for a job's end; `follow` sees how it ended. An intent is settled first. Idempotent.
@@ -119,7 +127,7 @@ def cancel(backend: Backend, row: JobRow, *, ledger: Ledger, on_event: OnEvent =
             row = _settle(desk, row)
             if row.handle is None:
                 ledger.record_state(row.token, "cancelled", "before it was created")
-                ledger.record_spend(row.run, "training", row.token, 0.0)
+                ledger.record_spend(row.run, desk.books, row.token, 0.0)
                 return desk.row(row.token)
     if row.handle is not None and row.state not in TERMINAL:
         desk.insist(row.token, CANCEL_PATIENCE_S, "cancel", row.handle)
@@ -127,7 +135,7 @@ def cancel(backend: Backend, row: JobRow, *, ledger: Ledger, on_event: OnEvent =
     return desk.row(row.token)
 
 
-def cancel_run(ledger: Ledger, run: str, backend_named: Callable[[str], Backend],
+def cancel_run(ledger: Ledger, run: str, backend_named: Callable[[str], JobService],
                on_event: OnEvent = lambda event: None, clock: Callable[[], float] = time.time,
                sleep: Callable[[float], None] = time.sleep) -> str:
     """Ask for the end of every job that a run made and that may be live, duplicates too; says which."""
@@ -192,7 +200,7 @@ def _standing(desk: Desk, key: str, resubmit: bool) -> JobRow | None:
     if row.state == "lost" and not resubmit:
         row = _poll(desk, row)  # another key may have hidden it
         if row.state == "lost":
-            _succeeded(row)
+            succeeded(row)
     if row.state in ("failed", "cancelled") or (resubmit and row.state in TERMINAL):
         desk.say(row.token, f"job {row.handle.job_id} ended as {row.state}"
                             f"{f' ({row.message})' if row.message else ''}: creating a new one", "warning")
@@ -200,7 +208,7 @@ def _standing(desk: Desk, key: str, resubmit: bool) -> JobRow | None:
     return row
 
 
-def _create(desk: Desk, job: TrainJob, row: JobRow | None, run: str, key: str, at_most_usd: float | None,
+def _create(desk: Desk, job: Any, row: JobRow | None, run: str, key: str, at_most_usd: float | None,
             budget_left: Callable[[], float]) -> JobRow:
     """Stage the data, write the intent and create the job; or, for an intent that came to nothing,
     create it with the same token: what that may cost is in the books already."""
@@ -210,17 +218,17 @@ def _create(desk: Desk, job: TrainJob, row: JobRow | None, run: str, key: str, a
     try:
         staged: Staged = desk.insist(row and row.token, STAGE_PATIENCE_S, "stage", job)
     except Rejected as error:
-        raise BackendError(_refused(desk, f"the training data was refused: {error}")) from error
+        raise BackendError(_refused(desk, f"the data was refused: {error}")) from error
+    at_most_usd = at_most_usd if staged.cost_usd is None else staged.cost_usd
     if row is not None:
         token = row.token
     else:
-        at_most_usd = at_most_usd if staged.cost_usd is None else staged.cost_usd
         _check_budget(desk, at_most_usd, budget_left())
         token = new_token()
         crashpoint("before-intent")
         desk.ledger.intend_job(token, key, run, desk.backend.name, staged.data)
-        if desk.hosted:
-            desk.ledger.record_spend(run, "training", token, None, at_most_usd)
+    if desk.hosted:
+        desk.ledger.record_spend(run, desk.books, token, None, at_most_usd)
     for _ in range(CREATES):
         if again:
             desk.ledger.renew_intent(token)
@@ -242,7 +250,7 @@ def _check_budget(desk: Desk, usd: float | None, left: float) -> None:
             where=desk.where, field="budget.max_usd", hint="nothing was created; raise it, or train less"))
 
 
-def _create_once(desk: Desk, job: TrainJob, staged: Staged, token: str, again: bool) -> JobRow:
+def _create_once(desk: Desk, job: Any, staged: Staged, token: str, again: bool) -> JobRow:
     """Send one create request. The row has no handle where its reply was lost and no job is found.
 
     again: a request with this token was sent before, so more than one job may carry it.
@@ -253,7 +261,7 @@ def _create_once(desk: Desk, job: TrainJob, staged: Staged, token: str, again: b
         if again and (found := desk.insist(token, JOB_PATIENCE_S, "find", token)):
             return _adopt(desk, token, found)
         desk.ledger.record_state(token, "rejected", redact(str(error)))
-        desk.ledger.record_spend(desk.row(token).run, "training", token, 0.0)
+        desk.ledger.record_spend(desk.row(token).run, desk.books, token, 0.0)
         raise BackendError(_refused(desk, f"the job was refused: {error}")) from error
     except Ambiguous as error:
         desk.say(token, f"the reply to the create request was lost ({error}): looking for the job",
@@ -347,7 +355,7 @@ def _poll(desk: Desk, row: JobRow) -> JobRow:
     seen: Snapshot = desk.insist(row.token, JOB_PATIENCE_S, "poll", row.handle, row.cursor)
     crashpoint("during-poll")
     if seen.cost_usd is not None:
-        desk.ledger.record_spend(row.run, "training", row.token, seen.cost_usd)
+        desk.ledger.record_spend(row.run, desk.books, row.token, seen.cost_usd)
     desk.ledger.record_snapshot(row.token, replace(
         seen, raw=redact(seen.raw), message=redact(seen.message),
         events=tuple(replace(event, message=redact(event.message)) for event in seen.events)))
@@ -376,7 +384,7 @@ def _says_how_to_return(desk: Desk, run: str, key: str) -> Iterator[None]:
         raise
 
 
-def _succeeded(row: JobRow) -> JobRow:
+def succeeded(row: JobRow) -> JobRow:
     """The row, if its job succeeded. Raises BackendError in the provider's words."""
     if row.state == "succeeded":
         return row

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distillctl import answering, judge, stages
 from distillctl.backend import TrainJob, Unreachable
+from distillctl.batches import file_of, under_way
 from distillctl.context import Context, LearnerRole
 from distillctl.data import load_splits, pii
 from distillctl.data.formats import read_rows
@@ -160,9 +161,10 @@ def _plan_teacher(ctx: Context, plan: Plan, row: PlanRow, splits: dict[Split, li
     """What asking the teacher takes; that it can be asked, and that a recording has every answer."""
     try:
         with answering.teacher(ctx) as who:
-            requests = [request for split in SPLITS for request in requests_of(ctx.task, splits[split])]
+            requests = {split: requests_of(ctx.task, splits[split]) for split in SPLITS}
             if who.predictor.replayed:
-                _plan_recording(plan, row, who.predictor.missing([request.id for request in requests]))
+                ids = [request.id for split in SPLITS for request in requests[split]]
+                _plan_recording(plan, row, who.predictor.missing(ids))
             else:
                 _plan_calls(ctx, plan, row, who, requests)
     except DistillctlError as error:
@@ -179,13 +181,18 @@ def _plan_recording(plan: Plan, row: PlanRow, missing: list[str]) -> None:
 
 
 def _plan_calls(ctx: Context, plan: Plan, row: PlanRow, who: answering.Answerer,
-                requests: list[Request]) -> None:
+                splits: dict[Split, list[Request]]) -> None:
     teacher = ctx.recipe.teacher
+    requests = [request for split in SPLITS for request in splits[split]]
+    keys = _unasked(ctx, who, requests)
+    if keys and ctx.workspace.has_ledger():
+        _leave_out_batches(ctx, plan, row, who, keys)
+    found = _estimate(ctx, row, keys, splits)
     repeats = (teacher.stability.samples - 1) * teacher.stability.items if teacher.stability else 0
-    found = _unasked(ctx, who, requests, teacher)
-    share = 1 + repeats / max(1, len(requests))
-    row.calls, row.tokens = found.calls + repeats, round(found.tokens_in * share)
-    row.usd = None if found.usd_at_most is None else found.usd_at_most * share
+    again = estimate(requests, teacher_price(teacher), teacher.max_tokens)  # repeats are asked by themselves
+    share = repeats / max(1, len(requests))
+    row.calls, row.tokens = found.calls + repeats, round(found.tokens_in + again.tokens_in * share)
+    row.usd = None if found.usd_at_most is None else found.usd_at_most + (again.usd_at_most or 0.0) * share
     _plan_sending(plan, row, teacher, "prompts")
     _plan_price(ctx, plan, row, "teacher")
 
@@ -195,10 +202,11 @@ def _plan_judge(ctx: Context, plan: Plan, row: PlanRow, requests: list[Request])
     spec = ctx.recipe.evaluate.judge
     try:
         with answering.judge(ctx) as who:
-            found = _unasked(ctx, who, requests, spec)
+            asked = _unasked(ctx, who, requests)
     except DistillctlError as error:
         plan.problems += error.problems
         return
+    found = estimate(asked.values(), teacher_price(spec), spec.max_tokens)
     row.calls, row.tokens, row.usd = found.calls, found.tokens_in, found.usd_at_most
     _plan_sending(plan, row, spec, "texts")
     _plan_price(ctx, plan, row, "evaluate.judge")
@@ -216,14 +224,13 @@ def _judge_at_most(ctx: Context, splits: dict[Split, list[Example]]) -> list[Req
     return judge.requests_of(ctx, pairs)
 
 
-def _unasked(ctx: Context, who: answering.Answerer, requests: list[Request],
-             spec: LiveTeacher | JudgeSpec) -> Estimate:
-    """What those of `requests` cost that the ledger has no answer to."""
+def _unasked(ctx: Context, who: answering.Answerer, requests: list[Request]) -> dict[str, Request]:
+    """Those of `requests` that the ledger has no answer to, by their answers' keys."""
     keys = {answer_key(who.predictor.identity, request): request for request in requests}
     if ctx.workspace.has_ledger():
         for key in ctx.ledger.answers(list(keys)):
             del keys[key]
-    return estimate(keys.values(), teacher_price(spec), spec.max_tokens)
+    return keys
 
 
 def _plan_sending(plan: Plan, row: PlanRow, spec: LiveTeacher | JudgeSpec, what: str) -> None:
@@ -240,6 +247,48 @@ def _plan_price(ctx: Context, plan: Plan, row: PlanRow, block: str) -> None:
             where=ctx.loaded.where(block), field=f"{block}.price", hint="give it in US dollars per "
             "million tokens: {input: 0.4, output: 1.6}; {input: 0, output: 0} for a server of your own"))
     _add_cost(plan, None if row.usd is None else (0.0, row.usd))
+
+
+def _leave_out_batches(ctx: Context, plan: Plan, row: PlanRow, who: answering.Answerer,
+                       keys: dict[str, Request]) -> None:
+    """Take out of `keys` what a batch that was submitted earlier will answer."""
+    for job in under_way(ctx.ledger, who.predictor.identity):
+        held = keys.keys() & file_of(job, answering.batch_folder(ctx)).requests.keys()
+        name = job.handle.job_id if job.handle else "not recorded yet"
+        if held and not ctx.recipe.teacher.batch:
+            plan.problems.append(Problem(
+                f"batch {name} of this teacher is under way and holds {len(held)} of these prompts: they "
+                "would be paid twice", where=ctx.loaded.where("teacher"), field="teacher.batch",
+                hint=f"set it to true until that batch is home; `distillctl cancel {job.run}` ends it"))
+        elif held:
+            row.notes.append(f"{len(held)} prompts are in batch {name} already ({job.state})")
+        for key in held:
+            del keys[key]
+
+
+def _estimate(ctx: Context, row: PlanRow, keys: dict[str, Request],
+              requests: dict[Split, list[Request]]) -> Estimate:
+    """What the prompts in `keys` cost at most, all of which are asked."""
+    teacher = ctx.recipe.teacher
+    price = teacher_price(teacher)
+    if not teacher.batch:
+        return estimate(keys.values(), price, teacher.max_tokens)
+    alone = {request.id for part in answering.timed_alone(ctx, requests) for request in part}
+    timed = estimate((r for r in keys.values() if r.id in alone), price, teacher.max_tokens)
+    batched = estimate((r for r in keys.values() if r.id not in alone), teacher_price(teacher, batch=True),
+                       teacher.max_tokens)
+    if batched.calls:
+        row.notes.append(f"{batched.calls} prompts go in batches at half the price; the answers usually come "
+                         "within hours, at the latest after 24 h")
+    if timed.calls:
+        row.notes.append(f"{timed.calls} are asked by themselves first, at the full price: they time the "
+                         "teacher")
+    if teacher.base_url and batched.calls:
+        row.notes.append("batches are booked at half of `teacher.price`; where this server gives no "
+                         "discount, give twice its price")
+    unknown = timed.usd_at_most is None or batched.usd_at_most is None
+    return Estimate(timed.calls + batched.calls, timed.tokens_in + batched.tokens_in,
+                    None if unknown else timed.usd_at_most + batched.usd_at_most)
 
 
 def _plan_training(ctx: Context, plan: Plan, row: PlanRow, role: LearnerRole,

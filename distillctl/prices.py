@@ -73,11 +73,22 @@ def price_in_recipe(price: Price) -> PricePoint:
     return PricePoint(Rate(price.input, price.output, price.cached_input), "the recipe")
 
 
-def price_of(model: str, provider: str | None = None, base_url: str | None = None) -> PricePoint | None:
+def halved(price: PricePoint) -> PricePoint:
+    """What batches cost where no table says it: OpenAI and Anthropic bill them at half."""
+    def half(rate: Rate) -> Rate:
+        return Rate(rate.input / 2, rate.output / 2,
+                    None if rate.cached_input is None else rate.cached_input / 2)
+    return PricePoint(half(price.rate), f"half of {price.source}", price.date,
+                      tuple((start, half(rate)) for start, rate in price.tiers))
+
+
+def price_of(model: str, provider: str | None = None, base_url: str | None = None, *,
+             batch: bool = False) -> PricePoint | None:
     """The table's price of `model` now, None where it does not know the model.
 
     provider: the table's id ("openai", "anthropic", "together", "google"); without it, the provider is
-    told by `base_url`. Nothing is downloaded: the table is the one that was installed.
+    told by `base_url`. batch: of requests in a batch; where the table has no price for these, half of the
+    others'. Nothing is downloaded: the table is the one that was installed.
     """
     from genai_prices.data_snapshot import get_snapshot
 
@@ -85,15 +96,25 @@ def price_of(model: str, provider: str | None = None, base_url: str | None = Non
         source, info = get_snapshot().find_provider_model(model, None, provider, base_url)
     except LookupError:
         return None
-    prices = info.get_prices(datetime.now(UTC))
-    parts = (getattr(prices, name, None) for name in ("input_mtok", "output_mtok", "cache_read_mtok"))
-    given, answered, cached = parts
+    given, answered, cached = _parts(info, {})
+    in_batches = _parts(info, {"processing": "batch"}) if batch else (None, None, None)
+    listed = batch and in_batches[:2] != (given, answered)
+    if listed:
+        given, answered, cached = in_batches
     if given is None or answered is None:
         return None  # priced by something other than tokens
     name, date = _table()
     starts = sorted({tier.start for part in (given, answered, cached) for tier in getattr(part, "tiers", ())})
-    return PricePoint(_rate(given, answered, cached, 0), f"{name}, {source.id}/{info.id}", date,
-                      tuple((start, _rate(given, answered, cached, start + 1)) for start in starts))
+    found = PricePoint(
+        _rate(given, answered, cached, 0), f"{name}, {source.id}/{info.id}" + (", batch" if listed else ""),
+        date, tuple((start, _rate(given, answered, cached, start + 1)) for start in starts))
+    return halved(found) if batch and not listed else found
+
+
+def _parts(info: Any, context: dict[str, str]) -> tuple[Any, Any, Any]:
+    """The prices of input, output and cached input tokens."""
+    prices = info.get_prices(datetime.now(UTC), context)
+    return tuple(getattr(prices, name, None) for name in ("input_mtok", "output_mtok", "cache_read_mtok"))
 
 
 def prompt_tokens_at_most(messages: Sequence[Message]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distillctl import answering, jobs
 from distillctl.backend import JobEvent, Prompts, StudentRef, TrainJob
-from distillctl.context import Context, LearnerRole
+from distillctl.context import Context, Detached, LearnerRole
 from distillctl.data import audit, load_splits
 from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.evaluate.slices import check_fields
@@ -24,10 +24,6 @@ from distillctl.store.files import digest_file, digest_json, read_json, safe_joi
 from distillctl.task import Task
 from distillctl.types import JSON, SPLITS, Example, Split
 from distillctl.variants import rows_of
-
-
-class Detached(Exception):
-    """The run was left on purpose while its training job goes on; the message says how to come back."""
 
 
 def load_data(ctx: Context) -> None:

@@ -29,20 +29,15 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, Problem, StudentError
-from distillctl.hosted import creating, unreachable
+from distillctl.hosted import Failed, creating, unreachable
 from distillctl.recipe.models import EvaluateSpec
+from distillctl.sdk_calls import is_name
 from distillctl.secrets import Secret
 from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
 from distillctl.uploads import upload_rows
-from distillctl_openai.client import (
-    Failed,
-    Service,
-    account,
-    is_name,
-    raise_for_account,
-)
+from distillctl_openai.client import Service, account, raise_for_account
 from distillctl_openai.data import sources
 from distillctl_openai.preflight import INSTEAD, answer_price, epochs, examine
 from distillctl_openai.settings import OpenAISettings

@@ -1,36 +1,19 @@
-"""The official SDK with its retries off, and what became of a call.
-
-Replies are read from the JSON itself: compatible servers leave out what the SDK's models promise.
-"""
+"""The official SDK with its retries off, for one account."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from distillctl import hosted, registry
-from distillctl.backend import BackendEnv, Unreachable
+from distillctl import registry
+from distillctl.backend import BackendEnv
 from distillctl.errors import BackendError, MissingExtra, Problem
-from distillctl.hosted import checked_secret, fingerprint, unreachable
-from distillctl.retry import parse_retry_after
+from distillctl.hosted import Failed, checked_secret, fingerprint
+from distillctl.sdk_calls import Calls
 from distillctl_openai.settings import OpenAISettings
 
 if TYPE_CHECKING:
     import openai
-
-PAGE = 100
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")  # of a job, a file or a model, for a path
-
-
-class Failed(hosted.Failed):
-    """A call without a usable reply, and the service's word for why."""
-
-    def __init__(self, message: str, status: int | None = None, code: str | None = None,
-                 retry_after: float | None = None) -> None:
-        super().__init__(message, status, retry_after)
-        self.code = code
-
 
 class Service:
     """One service as one account sees it. Opens a connection at the first call; `close` ends it."""
@@ -67,54 +50,22 @@ class Service:
         return self._client
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The JSON object that one call of `sdk….with_raw_response.…` brings. Raises Failed."""
-        import httpx2
-        import openai
-
-        try:
-            response = method(*args, **kwargs).http_response
-        except openai.APIStatusError as error:
-            raise _failed(error) from None
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise Failed(f"{type(cause).__name__}: {cause}") from None
-        except (httpx2.RequestError, httpx2.InvalidURL, OSError) as error:
-            raise Failed(f"{type(error).__name__}: {error}") from None
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise Failed("the reply is no JSON object: " + " ".join(response.text.split())[:200])
-        return body
+        """See `Calls.call`."""
+        return self._calls.call(method, *args, **kwargs)
 
     def read(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
-        """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
-        BackendError where the key is refused."""
-        try:
-            return self.call(method, *args, **kwargs)
-        except Failed as failed:
-            if failed.status == 404:
-                return None
-            raise_for_account(failed, self._settings)
-            raise unreachable(failed) from failed
+        """See `Calls.read`."""
+        return self._calls.read(method, *args, **kwargs)
 
     def pages(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
-        """Every entry of a listing, page after page, each id once. Raises as `read`."""
-        seen: set[str] = set()
-        after: dict[str, str] = {}
-        while True:
-            page = self.read(method, *args, limit=PAGE, **after, **kwargs)
-            rows = page.get("data") if page else None
-            if not isinstance(rows, list):
-                raise Unreachable("the listing cannot be read")
-            new = {row["id"]: row for row in rows if isinstance(row, dict)
-                   and isinstance(row.get("id"), str) and row["id"] not in seen}
-            seen.update(new)
-            yield from new.values()
-            if not new or page.get("has_more") is False:
-                return
-            after = {"after": rows[-1]["id"]}
+        """See `Calls.pages`."""
+        return self._calls.pages(method, *args, **kwargs)
+
+    @property
+    def _calls(self) -> Calls:
+        import openai
+
+        return Calls(openai, lambda failed: refused_key(failed, self._settings))
 
     def _key(self) -> str:
         name = self._settings.api_key_env
@@ -129,11 +80,6 @@ def account(settings: OpenAISettings, env: BackendEnv) -> str:
     return fingerprint(settings.host, key or '')
 
 
-def is_name(text: object) -> bool:
-    """Whether `text` can be the name of something at the service, and stands in a path as it is."""
-    return isinstance(text, str) and _NAME.fullmatch(text) is not None
-
-
 def key_problem(settings: OpenAISettings) -> Problem:
     """There is no key."""
     return Problem(
@@ -141,22 +87,15 @@ def key_problem(settings: OpenAISettings) -> Problem:
         hint=f"export {settings.api_key_env}=..., or `distillctl sandbox openai` to rehearse without one")
 
 
+def refused_key(failed: Failed, settings: OpenAISettings) -> Problem:
+    """It is the key that was refused."""
+    return Problem(
+        f"{settings.host} refuses the key: {failed}", where="backend 'openai'",
+        field="backends.openai.api_key_env", value=settings.api_key_env,
+        hint="check the key, its project and its rights")
+
+
 def raise_for_account(failed: Failed, settings: OpenAISettings) -> None:
     """BackendError where it is the key that was refused."""
     if failed.status in (401, 403):
-        raise BackendError(Problem(
-            f"{settings.host} refuses the key: {failed}", where="backend 'openai'",
-            field="backends.openai.api_key_env", value=settings.api_key_env,
-            hint="check the key, its project and its rights")) from failed
-
-
-def _failed(error: openai.APIStatusError) -> Failed:
-    body = error.body if isinstance(error.body, dict) else {}
-    fields = body["error"] if isinstance(body.get("error"), dict) else body
-    text = _word(fields.get("message")) or " ".join(error.response.text.split())[:300] or "no reason given"
-    return Failed(text, error.status_code, _word(fields.get("code")),
-                  parse_retry_after(error.response.headers.get("retry-after")))
-
-
-def _word(value: object) -> str | None:
-    return value[:2000] if isinstance(value, str) else None
+        raise BackendError(refused_key(failed, settings)) from failed

@@ -11,10 +11,11 @@ from datetime import UTC, date, datetime
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
-from distillctl.hosted import whole_epochs
+from distillctl.hosted import Failed, unreachable, whole_epochs
 from distillctl.prices import PricePoint, Rate, price_in_recipe, price_of, prompt_tokens_at_most
+from distillctl.sdk_calls import is_name
 from distillctl.uploads import upload_rows
-from distillctl_openai.client import Failed, Service, is_name, key_problem, raise_for_account, unreachable
+from distillctl_openai.client import Service, key_problem, raise_for_account
 from distillctl_openai.settings import OpenAISettings
 
 LEAST_ROWS = 10

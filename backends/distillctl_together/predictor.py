@@ -81,7 +81,7 @@ class TogetherPredictor(OpenAIPredictor):
         try:
             body = await ask(together, lambda: self._create(request), self._api_key and self._api_key.name)
             ended = time.perf_counter()
-            answer = self._read(_as_openai(body), ended - started)
+            answer = self.read(_as_openai(body), ended - started, None)
         except Refused as refused:
             ended = time.perf_counter()
             answer = refusal(refused, ended - started)

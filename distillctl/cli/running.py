@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from distillctl.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from distillctl.backend import JobEvent, JobService
     from distillctl.context import Context
 
 offline_option = click.option("--offline", is_flag=True, help="Send nothing: only what is on this machine.")
@@ -58,7 +61,8 @@ def plan(recipe: Path, backend: str | None, overrides: tuple[str, ...], offline:
 @recipe_options
 @click.option("--until", metavar="STAGE", help="Stop after this stage.")
 @yes_option
-@click.option("--detach", is_flag=True, help="Leave once training has been submitted; come back with attach.")
+@click.option("--detach", is_flag=True,
+              help="Leave once the teacher's batches, or training, are submitted; come back with attach.")
 @click.option("--resubmit", is_flag=True, help="Make a new job where the backend lost the old one.")
 @offline_option
 @workspace_option
@@ -103,10 +107,10 @@ def attach(run: str, yes: bool, resubmit: bool, offline: bool, workspace: Path, 
 
 def _go(ctx: Context, until: str | None, yes: bool, as_json: bool) -> None:
     from distillctl import api
+    from distillctl.context import Detached
     from distillctl.offline import guarded
     from distillctl.pipeline import execute
     from distillctl.plan import make_plan
-    from distillctl.stages import Detached
 
     with guarded(ctx.options.offline), api.working_on(ctx):
         made = make_plan(ctx, until)
@@ -167,11 +171,24 @@ def status(run: str | None, workspace: Path, as_json: bool) -> None:
 @click.argument("run")
 @workspace_option
 def cancel(run: str, workspace: Path) -> None:
-    """Ask the backend to end a run's training job. What is done stays; the run can be started again."""
-    from distillctl import api, jobs
+    """Ask for the end of a run's training job and of its teacher's batches. What is done stays; the run can
+    be started again."""
+    from distillctl import answering, api, jobs
     from distillctl.store.workspace import Workspace
 
     place = Workspace(workspace.resolve())
     ctx = api.open_run(place.find_run(run), place)
     by_name = {ctx.learner(role).backend: role for role in ctx.roles()}
-    say(jobs.cancel_run(ctx.ledger, ctx.run_id, lambda name: ctx.backend(by_name[name])))
+    began = time.time()
+
+    def tell(event: JobEvent) -> None:
+        if event.time >= began:  # not the job's whole story
+            say(event.message, err=True)
+
+    with ExitStack() as opened:
+        def service(name: str) -> JobService:
+            if name in by_name:
+                return ctx.backend(by_name[name])
+            return opened.enter_context(closing(answering.batches(ctx)))
+
+        say(jobs.cancel_run(ctx.ledger, ctx.run_id, service, tell))

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distillctl import secrets
 from distillctl.errors import MissingExtra, Problem, UsageError
-from distillctl.prices import PricePoint, price_in_recipe, price_of
+from distillctl.prices import PricePoint, halved, price_in_recipe, price_of
 from distillctl.recipe.models import AnthropicTeacher, JudgeSpec, OpenAITeacher, Recipe, RecordedTeacher
 from distillctl.recipe.provider_schema import openai_strict
 from distillctl.secrets import Secret
 from distillctl.types import Predictor
+
+if TYPE_CHECKING:
+    from distillctl.predictors.batch import BatchService
 
 LiveTeacher = OpenAITeacher | AnthropicTeacher
 
@@ -74,11 +77,28 @@ def model_warnings(recipe: Recipe, json_schema: Mapping[str, Any] | None) -> lis
     return found
 
 
-def teacher_price(spec: LiveTeacher | JudgeSpec) -> PricePoint | None:
-    """The price of a live teacher or of a judge: the recipe's, else the table's, else None."""
+def open_batches(spec: LiveTeacher, predictor: Predictor, folder: Path,
+                 tokens: Callable[[], Mapping[str, str]]) -> BatchService:
+    """The batches of a live teacher, opened as `predictor`; sends nothing yet. folder: where it keeps what
+    it must know after a crash. tokens: those of the batches that the ledger knows, by the batches' ids."""
+    price = teacher_price(spec, batch=True)
+    key = None if spec.api_key_env is None else _key(spec, "teacher")
+    if isinstance(spec, AnthropicTeacher):
+        from distillctl.predictors.anthropic_batch import AnthropicBatches
+
+        return AnthropicBatches(predictor, key, price, folder, tokens)
+    from distillctl.predictors.openai_batch import OpenAIBatches
+
+    return OpenAIBatches(predictor, key, price)
+
+
+def teacher_price(spec: LiveTeacher | JudgeSpec, *, batch: bool = False) -> PricePoint | None:
+    """The price of a live teacher or of a judge: the recipe's, else the table's, else None. batch: of what
+    it is asked in batches."""
     if spec.price is not None:
-        return price_in_recipe(spec.price)
-    return price_of(spec.model, None if spec.base_url else spec.provider, spec.base_url)
+        own = price_in_recipe(spec.price)
+        return halved(own) if batch else own
+    return price_of(spec.model, None if spec.base_url else spec.provider, spec.base_url, batch=batch)
 
 
 def _require(package: str, block: str) -> None:

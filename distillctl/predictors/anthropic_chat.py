@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from distillctl.predictors.http import (
@@ -52,10 +53,8 @@ class AnthropicPredictor:
         self._timeout = timeout
         self._json_schema = json_schema
         self._client: Any = None
-        self._parameters: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
-        if temperature is not None:
-            self._parameters |= {"extra_body": {"temperature": temperature},
-                                 "extra_headers": {"anthropic-version": _WITH_TEMPERATURE}}
+        self._temperature = temperature
+        self.extra_headers = {} if temperature is None else {"anthropic-version": _WITH_TEMPERATURE}
 
     def max_cost(self, request: Request) -> float | None:
         """The most that one answer can cost, US dollars; None where no price is known."""
@@ -70,12 +69,29 @@ class AnthropicPredictor:
             body = await ask(anthropic, lambda: self._create(request), self._api_key.name)
         except Refused as refused:
             return [refusal(refused, time.perf_counter() - started)]
-        return [self._read(body, time.perf_counter() - started)]
+        return [self.read(body, time.perf_counter() - started, self.price)]
 
     async def aclose(self) -> None:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent to the server for one request, as JSON; `extra_headers` go with it."""
+        system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
+        return {"model": self.identity["model"], "max_tokens": self.max_tokens,
+                "messages": [dict(m) for m in request.messages if m["role"] != "system"],
+                **({"system": system} if system else {}), **self._output_config,
+                **({} if self._temperature is None else {"temperature": self._temperature})}
+
+    @cached_property
+    def _output_config(self) -> dict[str, JSON]:
+        import anthropic
+
+        if self._json_schema is None:
+            return {}
+        schema = anthropic.transform_schema(for_anthropic(self._json_schema))
+        return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
 
     async def _create(self, request: Request) -> Any:
         import anthropic
@@ -84,17 +100,16 @@ class AnthropicPredictor:
             self._client = anthropic.AsyncAnthropic(
                 base_url=str(self.identity["base_url"]), api_key=header_value(self._api_key), max_retries=0,
                 timeout=self._timeout, http_client=http_client(self._timeout))
-            if self._json_schema is not None:
-                schema = anthropic.transform_schema(for_anthropic(self._json_schema))
-                self._parameters["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
-        system = "\n\n".join(m["content"] for m in request.messages if m["role"] == "system")
+        body = self.body(request)
+        # the SDK has no parameter of this name any more
+        extra = {name: body.pop(name) for name in ("temperature",) if name in body}
         try:
             return await self._client.messages.with_raw_response.create(
-                messages=[dict(m) for m in request.messages if m["role"] != "system"],
                 # given for each call: the SDK otherwise refuses a large max_tokens without streaming
-                timeout=self._timeout, **({"system": system} if system else {}), **self._parameters)
+                timeout=self._timeout, **body, extra_body=extra or None,
+                extra_headers=self.extra_headers or None)
         except anthropic.BadRequestError as error:
-            if "extra_body" in self._parameters and "temperature" in str(error):
+            if self._temperature is not None and "temperature" in str(error):
                 raise CallFailed("setup", "this model takes no temperature: set teacher.temperature "
                                           "to null") from None
             if "output_config" in str(error):
@@ -102,7 +117,8 @@ class AnthropicPredictor:
                                           "teacher.structured_output to false") from None
             raise
 
-    def _read(self, body: Mapping[str, JSON], latency: float) -> Answer:
+    def read(self, body: Mapping[str, JSON], latency: float | None, price: PricePoint | None) -> Answer:
+        """The answer in a server's reply. latency: seconds, where it was timed. Raises CallFailed."""
         try:
             blocks = body["content"]
             output = clean("".join(b["text"] for b in blocks if b["type"] == "text")) or None
@@ -121,8 +137,8 @@ class AnthropicPredictor:
         tokens_in = None if None in (given, read, written) else given + read + written
         tokens_out = token_count(usage.get("output_tokens"))
         cost = None
-        if self.price is not None and written == 0:  # writing the cache has a price of its own
-            cost = self.price.cost(tokens_in, tokens_out, read)
+        if price is not None and written == 0:  # writing the cache has a price of its own
+            cost = price.cost(tokens_in, tokens_out, read)
         return Answer(
             output, finish, tokens_in=tokens_in, tokens_cached=None if tokens_in is None else read,
             tokens_out=tokens_out, latency_s=latency, cost_usd=cost, model=echoed_model(body),

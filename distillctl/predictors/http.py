@@ -143,7 +143,7 @@ def unusable(why: str) -> CallFailed:
     return CallFailed("bad_response", why, maybe_billed=True)
 
 
-def refusal(error: Refused, latency_s: float) -> Answer:
+def refusal(error: Refused, latency_s: float | None) -> Answer:
     """The answer for a prompt that the provider's filter refused."""
     return Answer(None, "refusal", latency_s=latency_s, error=str(error))
 

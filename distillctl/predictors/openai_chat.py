@@ -79,7 +79,7 @@ class OpenAIPredictor:
         try:
             body = await ask(openai, lambda: self._create(request), self._api_key and self._api_key.name)
             latency = time.perf_counter() - started
-            return [self._read(body, latency)]
+            return [self.read(body, latency, self.price)]
         except Refused as refused:
             return [refusal(refused, time.perf_counter() - started)]
 
@@ -87,6 +87,10 @@ class OpenAIPredictor:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent to the server for one request, as JSON."""
+        return {"messages": list(request.messages), **self._parameters, self._limit_name: self.max_tokens}
 
     async def _create(self, request: Request) -> Any:
         import openai
@@ -103,15 +107,16 @@ class OpenAIPredictor:
                 default_headers=omitted if foreign else None)
         sent = self._limit_name  # another call may change it before this one is answered
         try:
-            return await self._client.chat.completions.with_raw_response.create(
-                messages=list(request.messages), **self._parameters, **{sent: self.max_tokens})
+            return await self._client.chat.completions.with_raw_response.create(**self.body(request))
         except openai.BadRequestError as error:
             if error.code == "unsupported_parameter" and error.param == sent == "max_tokens":
                 self._limit_name = "max_completion_tokens"  # e.g. newer models on Azure
                 raise CallFailed("transient", "the server wants max_completion_tokens") from None
             raise
 
-    def _read(self, body: Mapping[str, JSON], latency: float) -> Answer:
+    def read(self, body: Mapping[str, JSON], latency: float | None, price: PricePoint | None) -> Answer:
+        """The answer in a server's reply. latency: seconds, where it was timed. Raises CallFailed, and
+        Refused where a filter stopped the prompt."""
         if isinstance(body.get("error"), dict) and not body.get("choices"):
             code = body["error"].get("code")  # OpenRouter: a failure of its upstream under HTTP 200
             raise failure(code if isinstance(code, int) and code >= 400 else 500, body, {},
@@ -131,7 +136,7 @@ class OpenAIPredictor:
         finish, error = _finish(choice.get("finish_reason"), output, refused)
         return Answer(
             output, finish, label_logprobs(choice.get("logprobs"), self._labels), tokens_in, cached,
-            tokens_out, latency, self.price and self.price.cost(tokens_in, tokens_out, cached),
+            tokens_out, latency, price and price.cost(tokens_in, tokens_out, cached),
             echoed_model(body), error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distillctl.recipe.strict import ENV_NAME, NAME, PositiveFloat, PositiveInt, Share, Strict
 
@@ -67,6 +67,8 @@ class _Teaching(Strict):
     where OpenAI's strict mode would not take the schema; it is then sent as a wish only."""
     stability: Stability | None = None
     """Measure first whether the teacher agrees with itself; null: do not."""
+    batch: bool = False
+    """Ask through the provider's batch API: at half the price, and the answers come within a day."""
 
 
 class OpenAIServer(Live):
@@ -111,6 +113,15 @@ class RecordedTeacher(Strict):
     """JSONL of {"id", "output"} and, where known, tokens_in, tokens_out, latency_s, cost_usd, model."""
     model: Annotated[str, Field(max_length=300)] | None = None
     """What gave the answers, for the report."""
+    batch: bool = False
+    """Never true: a recording is not asked."""
+
+    @field_validator("batch")
+    @classmethod
+    def _asked(cls, batch: bool) -> bool:
+        if batch:
+            raise ValueError("a recording costs nothing, so there is nothing to ask in batches; delete it")
+        return batch
 
 
 TeacherSpec = Annotated[OpenAITeacher | AnthropicTeacher | RecordedTeacher, Field(discriminator="provider")]

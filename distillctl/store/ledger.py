@@ -277,6 +277,15 @@ class Ledger:
                        JobHandle.from_json(json.loads(row[9])) if row[9] else None, row[10], row[11])
                 for row in rows]
 
+    def unsettled(self, backend: str, key_starts: str) -> list[JobRow]:
+        """Jobs of `backend` whose keys begin so and whose cost is not settled: what they made may not have
+        been taken home yet. Oldest first."""
+        with self._lock:
+            settled = {ref for (ref,) in self._db.execute("SELECT ref FROM spend WHERE usd IS NOT NULL "
+                                                          "AND ref IN (SELECT token FROM jobs)")}
+        return [row for row in self.jobs() if row.backend == backend and row.key.startswith(key_starts)
+                and row.state not in ("duplicate", "rejected") and row.token not in settled]
+
     def events(self, token: str, after: int = -1) -> list[tuple[int, JobEvent]]:
         """A job's events with their running number, those after `after`, in the order they were seen."""
         with self._lock:

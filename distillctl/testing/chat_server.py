@@ -97,12 +97,17 @@ class ChatServer:
         self.most_at_once = 0
         self._under_way = 0
         self._prompts: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self.closing = threading.Event()
-        handler = type("Handler", (_Handler,), {"provider": self})
+        handler = type("Handler", (self.handler_type(),), {"provider": self})
         self._server = _Server(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02},
                                         daemon=True)
+
+    @staticmethod
+    def handler_type() -> type[Handler]:
+        """What answers; a subclass may know more routes."""
+        return Handler
 
     @property
     def anthropic_url(self) -> str:
@@ -123,7 +128,7 @@ class ChatServer:
         self._thread.join()
 
     def received(self, path: str, prompt: str, body: Mapping[str, JSON], headers: Mapping[str, str]) -> Asked:
-        with self._lock:
+        with self.lock:
             self._prompts[prompt] += 1
             asked = Asked(path, prompt, self._prompts[prompt], len(self.asked) + 1, body, headers)
             self.asked.append(asked)
@@ -132,7 +137,7 @@ class ChatServer:
             return asked
 
     def finished(self, asked: Asked, answered: bool) -> None:
-        with self._lock:
+        with self.lock:
             self._under_way -= 1
             self.answered[asked.prompt] += answered
 
@@ -145,7 +150,7 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is what the tests are about; nothing is printed."""
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """The request is refused before the model sees it."""
 
     def __init__(self, status: int, kind: str, message: str, code: str | None = None,
@@ -154,7 +159,9 @@ class _Refusal(Exception):
         self.status, self.kind, self.code, self.param = status, kind, code, param
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Chat completions and messages."""
+
     provider: ChatServer
     protocol_version = "HTTP/1.1"
 
@@ -165,13 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
         anthropic = self.path == "/v1/messages"
         try:
             if not anthropic and self.path != "/v1/chat/completions":
-                raise _Refusal(404, "invalid_request_error", f"Invalid URL (POST {self.path})")
+                raise Refusal(404, "invalid_request_error", f"Invalid URL (POST {self.path})")
             body = self._checked(raw, anthropic)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self._send_error(refusal.status, str(refusal), refusal.code, refusal.kind, refusal.param,
                              anthropic)
             return
-        prompt = [_plain(m["content"]) for m in body["messages"] if m["role"] == "user"][-1]
+        prompt = [plain(m["content"]) for m in body["messages"] if m["role"] == "user"][-1]
         asked = self.provider.received(self.path, prompt, body,
                                        {name.lower(): value for name, value in self.headers.items()})
         answered = False
@@ -190,28 +197,32 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(raw)
         except ValueError:
-            raise _Refusal(400, "invalid_request_error", "We could not parse the JSON body") from None
+            raise Refusal(400, "invalid_request_error", "We could not parse the JSON body") from None
+        self._check_body(body, anthropic, self.headers["anthropic-version"])
+        return body
+
+    def _check_body(self, body: dict[str, JSON], anthropic: bool, version: str | None) -> None:
+        """Refuse what the original refuses in the body of one request."""
         known = _ANTHROPIC_PARAMETERS if anthropic else _OPENAI_PARAMETERS
-        if anthropic and self.headers["anthropic-version"] == _ANTHROPIC_VERSIONS[0]:
+        if anthropic and version == _ANTHROPIC_VERSIONS[0]:
             known |= _ANTHROPIC_SAMPLING
         unknown = set(body) - known
         if unknown:
             name = sorted(unknown)[0]
-            raise _Refusal(400, "invalid_request_error",
+            raise Refusal(400, "invalid_request_error",
                            f"{name}: Extra inputs are not permitted" if anthropic
                            else f"Unrecognized request argument supplied: {name}")
         if not isinstance(body.get("model"), str) or (
                 self.provider.models is not None and body["model"] not in self.provider.models):
-            raise _Refusal(404, "not_found_error" if anthropic else "invalid_request_error",
+            raise Refusal(404, "not_found_error" if anthropic else "invalid_request_error",
                            f"The model `{body.get('model')}` does not exist", "model_not_found", "model")
         if self.provider.completion_tokens_only and "max_tokens" in body:
-            raise _Refusal(400, "invalid_request_error",
+            raise Refusal(400, "invalid_request_error",
                            "Unsupported parameter: 'max_tokens' is not supported with this model. "
                            "Use 'max_completion_tokens' instead.", "unsupported_parameter", "max_tokens")
         self._check_numbers(body, anthropic)
         self._check_messages(body.get("messages"), anthropic)
         self._check_schema(body, anthropic)
-        return body
 
     def _check_key(self, anthropic: bool) -> None:
         bearer = self.headers.get("Authorization", "")
@@ -219,22 +230,22 @@ class _Handler(BaseHTTPRequestHandler):
         if anthropic:
             given = self.headers.get("x-api-key") or given
             if self.headers.get("anthropic-version") not in _ANTHROPIC_VERSIONS:
-                raise _Refusal(400, "invalid_request_error", "anthropic-version: a known one is required")
+                raise Refusal(400, "invalid_request_error", "anthropic-version: a known one is required")
         if not given or (self.provider.key is not None and given != self.provider.key):
-            raise _Refusal(401, "authentication_error" if anthropic else "invalid_request_error",
+            raise Refusal(401, "authentication_error" if anthropic else "invalid_request_error",
                            f"Incorrect API key provided: {given}", "invalid_api_key")
 
     def _check_numbers(self, body: Mapping[str, JSON], anthropic: bool) -> None:
         limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
         if anthropic and not limits:
-            raise _Refusal(400, "invalid_request_error", "max_tokens: Field required")
+            raise Refusal(400, "invalid_request_error", "max_tokens: Field required")
         if any(not isinstance(limit, int) or limit < 1 for limit in limits):
-            raise _Refusal(400, "invalid_request_error", "max_tokens must be at least 1", param="max_tokens")
+            raise Refusal(400, "invalid_request_error", "max_tokens must be at least 1", param="max_tokens")
         temperature = body.get("temperature", 0)
         if not isinstance(temperature, int | float) or not 0 <= temperature <= (1 if anthropic else 2):
-            raise _Refusal(400, "invalid_request_error", "temperature is out of range", param="temperature")
+            raise Refusal(400, "invalid_request_error", "temperature is out of range", param="temperature")
         if "top_logprobs" in body and not (body.get("logprobs") and 0 <= body["top_logprobs"] <= 20):
-            raise _Refusal(400, "invalid_request_error", "top_logprobs needs logprobs, and is at most 20")
+            raise Refusal(400, "invalid_request_error", "top_logprobs needs logprobs, and is at most 20")
 
     def _check_schema(self, body: Mapping[str, JSON], anthropic: bool) -> None:
         """That structured output is asked for as the originals take it."""
@@ -253,21 +264,21 @@ class _Handler(BaseHTTPRequestHandler):
                 why = "'required' is required to be an array including every key in properties"
             if why:
                 place = "output_config.format.schema" if anthropic else "response_format 'answer'"
-                raise _Refusal(400, "invalid_request_error", f"Invalid schema for {place}: {why}",
+                raise Refusal(400, "invalid_request_error", f"Invalid schema for {place}: {why}",
                                param=None if anthropic else "response_format")
 
     def _check_messages(self, messages: JSON, anthropic: bool) -> None:
         roles = {"user", "assistant"} if anthropic else {"system", "developer", "user", "assistant"}
         if not isinstance(messages, list) or not messages:
-            raise _Refusal(400, "invalid_request_error", "messages: at least one message is required")
+            raise Refusal(400, "invalid_request_error", "messages: at least one message is required")
         for number, message in enumerate(messages):
             if set(message) != {"role", "content"} or message["role"] not in roles:
-                raise _Refusal(400, "invalid_request_error",
+                raise Refusal(400, "invalid_request_error",
                                f"messages.{number}: unexpected role or field, with {sorted(message)}")
             if not isinstance(message["content"], str | list) or not message["content"]:
-                raise _Refusal(400, "invalid_request_error", f"messages.{number}: content must not be empty")
+                raise Refusal(400, "invalid_request_error", f"messages.{number}: content must not be empty")
         if not any(message["role"] == "user" for message in messages):
-            raise _Refusal(400, "invalid_request_error", "messages: a user turn is required")
+            raise Refusal(400, "invalid_request_error", "messages: a user turn is required")
 
     # --- replies ---
 
@@ -282,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.body is not ...:
             body = reply.body
         else:
-            body = _anthropic_body(reply, asked) if anthropic else _openai_body(reply, asked)
+            body = anthropic_body(reply, asked) if anthropic else openai_body(reply, asked)
         data = json.dumps(body).encode()
         if reply.fault == "html":
             self._send(200, b"<!doctype html><title>502</title><h1>Bad gateway</h1>", "text/html")
@@ -333,7 +344,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-def _openai_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
+def openai_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
     message = {"role": "assistant", "content": reply.text if reply.content is ... else reply.content,
                "refusal": reply.refusal}
     usage = {"prompt_tokens": _words(asked["messages"]), "completion_tokens": len(reply.text.split()),
@@ -345,7 +356,7 @@ def _openai_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
             "usage": usage if reply.usage is ... else reply.usage}
 
 
-def _anthropic_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
+def anthropic_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
     content = [{"type": "text", "text": reply.text}] if reply.content is ... else reply.content
     usage = {"input_tokens": _words(asked["messages"]), "output_tokens": len(reply.text.split()),
              "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
@@ -361,12 +372,12 @@ def _schemas(schema: JSON) -> list[Mapping[str, JSON]]:
     return [schema, *(one for part in inner for one in _schemas(part))]
 
 
-def _plain(content: JSON) -> str:
+def plain(content: JSON) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _words(messages: list[Mapping[str, JSON]]) -> int:
-    return sum(len(_plain(message["content"]).split()) for message in messages)
+    return sum(len(plain(message["content"]).split()) for message in messages)
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""What the tests of batches share: one collection through the real SDKs, at a loopback provider.
+
+    python -m support.batches PROVIDER URL FOLDER COUNT      one collection in a process of its own
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support.chat import KEY, PRICE, prompts
+
+from distillctl.batches import BatchOptions, collect_batches, known_batches
+from distillctl.collect import Collected
+from distillctl.predictors.anthropic_batch import AnthropicBatches
+from distillctl.predictors.anthropic_chat import AnthropicPredictor
+from distillctl.predictors.batch import BatchService
+from distillctl.predictors.openai_batch import OpenAIBatches
+from distillctl.predictors.openai_chat import OpenAIPredictor
+from distillctl.prices import halved
+from distillctl.secrets import Secret
+from distillctl.store.ledger import Ledger
+from distillctl.testing.batch_server import BatchServer
+from distillctl.types import Request
+
+RUN = "recipe/run"
+
+
+class Clock:
+    """Time that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.slept = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        self.now += seconds
+
+
+def service_for(provider: str, url: str, folder: Path, ledger: Ledger, price=PRICE) -> BatchService:
+    key = Secret("TEST_KEY", KEY)
+    half = price and halved(price)
+    if provider == "openai":
+        predictor = OpenAIPredictor("some-model", base_url=f"{url}/v1", api_key=key, max_tokens=16)
+        return OpenAIBatches(predictor, key, half)
+    predictor = AnthropicPredictor("some-model", base_url=url, api_key=key, max_tokens=16)
+    return AnthropicBatches(predictor, key, half, folder / "batches", lambda: known_batches(ledger))
+
+
+def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Request], *, max_usd=1.0,
+                       price=PRICE, limits: dict | None = None, clock: Clock | None = None,
+                       events: list | None = None, **options) -> Collected:
+    """limits: other limits of the provider than its own, by their names."""
+    clock = clock or Clock()
+    with Ledger(folder / "ledger.db") as ledger:
+        service = service_for(provider, url, folder, ledger, price)
+        for name, value in (limits or {}).items():
+            setattr(service, name, value)
+        return collect_batches(
+            service, requests, ledger=ledger, run=RUN, clock=clock, sleep=clock.sleep,
+            options=BatchOptions(folder / "batches", max_usd, **options),
+            on_event=(events if events is not None else []).append)
+
+
+def killed_at(crashpoint: str, provider: str, server: BatchServer, folder: Path, count: int) -> None:
+    """Run a collection in a process of its own that is killed at a crash point."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.batches", provider, server.anthropic_url, str(folder), str(count)],
+        env={**os.environ, "DISTILLCTL_CRASH_AT": crashpoint, "DISTILLCTL_TESTING": "1"},
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+if __name__ == "__main__":
+    collect_in_batches(sys.argv[1], sys.argv[2], Path(sys.argv[3]), prompts(int(sys.argv[4])))
