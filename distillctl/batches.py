@@ -35,12 +35,14 @@ from distillctl.desk import Desk, OnEvent
 from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.jobs import JOB_PATIENCE_S, new_token
 from distillctl.predictors.batch import BOOKS, NAMES, REQUEST_TIMEOUT, BatchJob, BatchService, max_cost
+from distillctl.sdk_calls import Gone
 from distillctl.store.files import digest_json, read_jsonl, write_jsonl
 from distillctl.store.ledger import JobRow, Ledger, answer_key
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON, Answer, CallFailed, Request
 
 _AT_ONCE = 500  # answers in one commit
+_WHOLE = ("completed", "ended")  # the provider's words for a batch with a result of every request
 _LINE = re.compile(r"\bline (\d+)")
 
 
@@ -178,6 +180,9 @@ class _Collection:
                 file = file_of(row, self._options.folder)
                 if self._wanted.keys() & file.requests.keys():
                     found.append((row if row.handle else self._created(row.run, file), file))
+                    if row.run != self._run:
+                        self._desk.say(None, f"{_job(row.handle)} was made in run {row.run}; it serves this "
+                                             "run too")
             asked = {key for _, file in found for key in file.requests}
             known = self._known()
             owed = {key: request for key, request in self._wanted.items()
@@ -191,7 +196,7 @@ class _Collection:
                     break  # batches under way may cost less than is set aside for them
                 file = BatchFile(new_token(), chosen)
                 file.write(self._options.folder)
-                found.append((self._created(self._run, file, at_most), file))
+                found.append((self._created(self._run, file), file))
                 owed = {key: request for key, request in owed.items() if key not in chosen}
             return found
 
@@ -213,12 +218,19 @@ class _Collection:
             usd += cost
         return chosen, usd
 
-    def _created(self, run: str, file: BatchFile, at_most: float | None = None) -> JobRow:
-        """The batch of a file; made where there is none, else found or known."""
-        if at_most is None:
-            at_most = sum(max_cost(self._service, request) or 0.0 for request in file.requests.values())
-        return jobs.train(self._service, file.job, run=run, key=f"{self._group}:{file.name}", detach=True,
-                          at_most_usd=at_most, request_timeout=REQUEST_TIMEOUT, **self._asking)
+    def _created(self, run: str, file: BatchFile) -> JobRow:
+        """The batch of a file; found where it was created before."""
+        key = f"{self._group}:{file.name}"
+        try:
+            return jobs.train(self._service, file.job, run=run, key=key, detach=True,
+                              at_most_usd=self._at_most(file), request_timeout=REQUEST_TIMEOUT,
+                              **self._asking)
+        finally:
+            if not self._ledger.unsettled(self._service.name, key):  # it was refused, or never begun
+                file.delete(self._options.folder)
+
+    def _at_most(self, file: BatchFile) -> float:
+        return sum(max_cost(self._service, request) or 0.0 for request in file.requests.values())
 
     # --- and back ---
 
@@ -227,18 +239,20 @@ class _Collection:
         row = jobs.follow(self._service, row, request_timeout=REQUEST_TIMEOUT, **self._asking)
         failures: dict[str, CallFailed] = {}
         usd = 0.0
-        if row.state in ("succeeded", "cancelled"):
-            failures, usd = self._take_in(row, file)
-        elif row.state == "lost" and self._options.resubmit:
-            at_most = sum(max_cost(self._service, request) or 0.0 for request in file.requests.values())
-            self._ledger.record_spend(row.run, BOOKS, f"{row.token}#lost", None, at_most)
-        elif row.state == "lost":
-            jobs.succeeded(row)  # raises
+        try:
+            if row.state == "lost":
+                jobs.succeeded(row)  # raises
+            if row.state != "failed":
+                failures, usd = self._take_in(row, file)
+        except BackendError as error:
+            if not self._options.resubmit or not (row.state == "lost" or isinstance(error, Gone)):
+                raise
+            self._ledger.record_spend(row.run, BOOKS, f"{row.token}#lost", None, self._at_most(file))
         self._ledger.record_spend(row.run, BOOKS, row.token, usd)  # settled
         crashpoint("after-batch-settled")
         file.delete(self._options.folder)
         for path in self._options.folder.glob(f"{row.token}.*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         if row.state in ("failed", "cancelled"):
             with _naming(file):
                 jobs.succeeded(row)  # raises
@@ -250,7 +264,9 @@ class _Collection:
         self._desk.insist(row.token, JOB_PATIENCE_S, "download", row.handle, path)
         crashpoint("after-batch-download")
         by_id = {id_of(key): key for key in file.requests}
-        failures = {key: CallFailed("transient", "the batch came back without it") for key in file.requests}
+        missing = CallFailed("transient", "the batch came back without it",
+                             maybe_billed=row.raw in _WHOLE)
+        failures = dict.fromkeys(file.requests, missing)
         usd = 0.0
         strange: Counter[str] = Counter()
         seen: set[str] = set()

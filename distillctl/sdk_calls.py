@@ -20,6 +20,10 @@ PAGE = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")  # of a job, a file or a model, for a path
 
 
+class Gone(BackendError):
+    """What was to be downloaded is not there any more."""
+
+
 class Calls:
     """Calls of one SDK.
 
@@ -71,7 +75,7 @@ class Calls:
 
     def download(self, into: IO[bytes], most: int, method: Callable[..., Any], /, *args: Any) -> None:
         """Write the body that a call of `sdk….with_streaming_response.…` brings, at most `most` bytes.
-        Raises Unreachable, or BackendError where the key is refused or the body is larger."""
+        Raises Unreachable, Gone, or BackendError where the key is refused or the body is larger."""
         def stream() -> None:
             size = 0
             with method(*args) as response:
@@ -84,6 +88,8 @@ class Calls:
             self._sent(stream)
         except Failed as failed:
             self.raise_for_account(failed)
+            if failed.status in (404, 410):
+                raise Gone(Problem(f"is not there any more: {failed}")) from failed
             raise unreachable(failed) from failed
 
     def raise_for_account(self, failed: Failed) -> None:

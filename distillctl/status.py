@@ -60,4 +60,7 @@ def status_of(rundir: RunDir, workspace: Workspace) -> RunStatus:
 def spent_text(spent: Spent) -> str:
     """Money in words; what has no known price is said, not counted as nothing."""
     text = f"${spent.usd:.4f}".rstrip("0").rstrip(".") if spent.usd else "$0"
-    return text + (f" and {spent.unknown} items at an unknown price" if spent.unknown else "")
+    if not spent.unknown:
+        return text
+    bound = f" (at most ${spent.at_most:.4g} more)" if spent.at_most else ""
+    return f"{text} and {spent.unknown} items at an unknown price{bound}"

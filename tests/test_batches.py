@@ -13,9 +13,12 @@ from distillctl.batches import Left, under_way
 from distillctl.errors import BackendError, BudgetError, TeacherError
 from distillctl.jobs import cancel_run
 from distillctl.prices import halved
+from distillctl.sandbox import part
+from distillctl.sandbox.faults import Fault
+from distillctl.sandbox.server import Sandbox
 from distillctl.store.ledger import Ledger, answer_key
 from distillctl.testing.batch_server import BatchServer
-from distillctl.testing.chat_server import Reply
+from distillctl.testing.chat_server import Refusal, Reply
 
 PROVIDERS = ("openai", "anthropic")
 
@@ -265,6 +268,7 @@ def test_a_batch_that_was_refused_leaves_nothing_booked(collecting, server, tmp_
     with pytest.raises(BackendError, match="may not create batches"):
         collecting(3)
     assert (spent(tmp_path).unknown, server.creates) == (0, 1)
+    assert list((tmp_path / "batches").glob("*.requests.jsonl")) == []
     assert outputs(collecting(3)) == right(3)
 
 
@@ -319,6 +323,43 @@ def test_a_batch_that_is_gone_is_lost_and_only_resubmitted_on_demand(collecting,
     assert server.creates == 2
     assert spent(tmp_path).unknown == 1  # the lost one may be billed
     assert outputs(collecting(3)) == right(3)
+
+
+def test_results_that_are_gone_are_only_asked_for_again_on_demand(collecting, server, monkeypatch):
+    with pytest.raises(Left):
+        collecting(3, detach=True)
+    handler = server._server.RequestHandlerClass
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "_download", _gone)
+        with pytest.raises(BackendError, match="not there any more"):
+            collecting(3)
+        with pytest.raises(BackendError, match="not there any more"):
+            collecting(3, resubmit=False)
+    assert server.creates == 1
+    download = handler._download
+    patched = iter([_gone])
+    monkeypatch.setattr(handler, "_download", lambda self, data: next(patched, download)(self, data))
+    assert outputs(collecting(3, resubmit=True)) == right(3)
+    assert server.creates == 2
+
+
+def _gone(handler, data):
+    raise Refusal(404, "not_found_error", "No such file")
+
+
+def test_a_result_that_is_missing_is_asked_again_and_booked_as_one_that_may_be_billed(collecting, server,
+                                                                                      tmp_path, monkeypatch):
+    work = server._server.RequestHandlerClass._work
+
+    def without_one(handler, batch):
+        work(handler, batch)
+        if len(server.batches) == 1:
+            batch.results = (batch.results[0][1:], batch.results[1])
+
+    monkeypatch.setattr(server._server.RequestHandlerClass, "_work", without_one)
+    assert outputs(collecting(3)) == right(3)
+    assert [len(batch.requests) for batch in server.batches] == [3, 1]
+    assert spent(tmp_path).unknown == 1
 
 
 def test_a_batch_that_another_run_submitted_serves_this_one(collecting, server, provider, tmp_path):
@@ -396,6 +437,15 @@ def test_batches_under_way_are_known_by_the_predictor(collecting, server, provid
         (row,) = under_way(ledger, service.identity)
         assert row.handle.job_id == server.batches[0].id
         assert under_way(ledger, {**service.identity, "model": "another"}) == []
+
+
+def test_the_sandbox_of_openai_takes_our_batches(tmp_path):
+    with Sandbox(part("openai"), tmp_path / "provider", tuner="nearest", speed=None) as sandbox:
+        sandbox.add_fault(Fault("batches.create", "drop_after"))
+        collected = collect_in_batches("openai", sandbox.url, tmp_path, prompts(3), model="gpt-4o-2024-08-06")
+        assert [answer.finish for answer in collected.answers] == ["stop"] * 3
+        assert sandbox.store.requests()["batches.create"] == 1
+        assert [charge["amount"] for charge in sandbox.store.charges()] == [3]
 
 
 def test_every_request_has_an_id_of_its_answers_key(collecting, server, provider, tmp_path):

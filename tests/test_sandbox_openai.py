@@ -1,5 +1,6 @@
 """OpenAI's sandbox refuses what OpenAI refuses, in its words and shapes, to its own SDK."""
 
+import json
 import math
 import os
 import signal
@@ -268,3 +269,75 @@ def test_the_command_says_how_to_point_at_it_and_keeps_its_state(tmp_path):
 def test_a_wrong_fault_ends_the_command_with_what_there_is():
     done = subprocess.run([*COMMAND, "--fault", "x=y"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "jobs.create" in done.stderr
+
+
+# --- batches ---
+
+def batch_of(client, lines, **more):
+    file = client.files.create(file=("batch.jsonl", jsonl(lines)), purpose="batch").id
+    return client.batches.create(**{"input_file_id": file, "endpoint": "/v1/chat/completions",
+                                    "completion_window": "24h", **more})
+
+
+def line(number, **body):
+    return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": {
+        "model": MODEL, "messages": [{"role": "user", "content": f"question {number}"}], **body}}
+
+
+def batch_end(client, batch):
+    for _ in range(50):
+        batch = client.batches.retrieve(batch.id)
+        if batch.status in ("completed", "failed", "cancelled"):
+            return batch
+    raise AssertionError(batch)
+
+
+def test_a_batch_answers_each_request_and_keeps_its_metadata(client, sandbox):
+    batch = batch_of(client, [line(1), line(2, top_k=3), line(3)], metadata={"token": "t"})
+    assert (batch.status, batch.metadata) == ("validating", {"token": "t"})
+    assert [found.id for found in client.batches.list()] == [batch.id]
+    ended = batch_end(client, batch)
+    counts = ended.request_counts
+    assert (ended.status, counts.total, counts.completed, counts.failed) == ("completed", 3, 2, 1)
+    good = [json.loads(text) for text in client.files.content(ended.output_file_id).text.splitlines()]
+    assert [row["custom_id"] for row in good] == ["row-3", "row-1"]
+    assert good[0]["response"]["body"]["object"] == "chat.completion"
+    (failed,) = [json.loads(text) for text in client.files.content(ended.error_file_id).text.splitlines()]
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("row-2", 400)
+    assert [(charge["what"], charge["amount"]) for charge in sandbox.store.charges()] == [("batch", 2)]
+
+
+@pytest.mark.parametrize(("lines", "said"), [
+    ([line(1), line(1)], "is a duplicate"),
+    ([line(1), line(2, model="another")], "must be for the same model"),
+    ([{**line(1), "url": "/v1/embeddings"}], "does not match"),
+    ([{"custom_id": "row-1"}], "not parseable")])
+def test_a_bad_batch_file_fails_as_a_whole(client, lines, said):
+    ended = batch_end(client, batch_of(client, lines))
+    assert ended.status == "failed"
+    assert said in ended.errors.data[0].message
+
+
+def test_a_cancelled_batch_says_what_was_not_done(client):
+    batch = batch_of(client, [line(1), line(2)])
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    ended = batch_end(client, batch)
+    assert (ended.status, ended.output_file_id) == ("cancelled", None)
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"completion_window": "1h"}, {"endpoint": "/v1/embeddings"}, {"input_file_id": "file-none"},
+    {"metadata": {"k": "v" * 513}}])
+def test_a_batch_that_openai_would_not_take_is_refused(client, wrong):
+    with pytest.raises(openai.BadRequestError):
+        batch_of(client, [line(1)], **wrong)
+
+
+def test_another_account_sees_no_batch(client, sandbox):
+    batch = batch_of(client, [line(1)])
+    with sdk(sandbox, "another-key") as other:
+        assert list(other.batches.list()) == []
+        with pytest.raises(openai.NotFoundError):
+            other.batches.retrieve(batch.id)

@@ -29,7 +29,7 @@ from distillctl.backend import (
     Staged,
     Unreachable,
 )
-from distillctl.errors import Problem
+from distillctl.errors import BackendError, Problem
 from distillctl.hosted import Failed, creating, fingerprint, unreachable
 from distillctl.predictors.anthropic_chat import AnthropicPredictor
 from distillctl.predictors.batch import (
@@ -44,7 +44,7 @@ from distillctl.predictors.batch import (
 )
 from distillctl.predictors.http import header_value
 from distillctl.prices import PricePoint
-from distillctl.sdk_calls import Calls, is_name
+from distillctl.sdk_calls import Calls, Gone, is_name
 from distillctl.secrets import Secret
 from distillctl.store.files import SAFE_NAME, atomic_write, read_json, write_json
 from distillctl.types import JSON, CallFailed, Request
@@ -145,7 +145,7 @@ class AnthropicBatches:
         counts = numbers(batch.get("request_counts"), *_COUNTS)
         succeeded, others, total = counts[0], sum(counts[1:4]), sum(counts)
         text = counts_text(succeeded, others, total)
-        event = JobEvent(f"{word} {succeeded} {others}", time.time(), f"{word}: {text}",
+        event = JobEvent(f"{word} {succeeded} {others}", time.time(), f"{word}: {text}" if text else word,
                          data={"done": succeeded + others, "total": total})
         return Snapshot(state, word, text, (event,))
 
@@ -239,8 +239,13 @@ class AnthropicBatches:
     def _check_results(self, batch: Mapping[str, JSON]) -> None:
         """The SDK goes, key in hand, wherever `results_url` points: only where the recipe sends data."""
         url = batch.get("results_url")
-        if not isinstance(url, str) or urlsplit(url).netloc != self._host:
-            raise Unreachable(f"the batch's results are not at {self._host}: {str(url)[:200]}")
+        if not url and batch.get("archived_at"):
+            raise Gone(Problem("the results are archived", where=self._host, value=batch.get("id")))
+        if not isinstance(url, str):
+            raise Unreachable("the batch's results are not there yet")
+        if urlsplit(url).netloc != self._host:
+            raise BackendError(Problem(f"the results are not at {self._host}, where the key belongs",
+                                       field="teacher.base_url", value=url[:200]))
 
     def _carries(self, batch: Mapping[str, JSON], token: str) -> bool:
         """Whether the results of a batch that has ended begin with our token."""

@@ -49,7 +49,7 @@ class BatchService(JobService, Protocol):
 
     def download(self, handle: JobHandle, into: Path) -> None:
         """Write the results of a batch that has ended, as the provider's JSON lines, to the file `into`.
-        Raises Unreachable, BackendError."""
+        Raises Unreachable, Gone, BackendError."""
         ...
 
     def outcome(self, row: Mapping[str, JSON], token: str) -> tuple[str, Outcome]:
@@ -76,7 +76,9 @@ def errored(status: int, body: JSON, key_name: str | None) -> Outcome:
 
 
 def counts_text(done: int, failed: int, total: int) -> str:
-    """A batch's own counts for people."""
+    """A batch's own counts for people; nothing while it is not known how many there are."""
+    if not total:
+        return ""
     return f"{done}/{total} requests done" + (f", {failed} failed" if failed else "")
 
 

@@ -23,6 +23,7 @@ from distillctl.backend import (
     Rejected,
     Snapshot,
     Staged,
+    Unreachable,
 )
 from distillctl.errors import Problem
 from distillctl.hosted import Failed, creating, fingerprint, unreachable
@@ -119,7 +120,7 @@ class OpenAIBatches:
         word = word if isinstance(word, str) and word else "none"
         done, failed, total = numbers(batch.get("request_counts"), "completed", "failed", "total")
         message = _errors(batch) or counts_text(done, failed, total)
-        event = JobEvent(f"{word} {done} {failed}", time.time(), f"{word}: {message}",
+        event = JobEvent(f"{word} {done} {failed}", time.time(), f"{word}: {message}" if message else word,
                          data={"done": done + failed, "total": total})
         return Snapshot(_STATES.get(word, "unknown"), word, message, (event,))
 
@@ -137,6 +138,8 @@ class OpenAIBatches:
 
     def download(self, handle: JobHandle, into: Path) -> None:
         batch = self._batch(handle) or {}
+        if numbers(batch.get("request_counts"), "completed") != [0] and not batch.get("output_file_id"):
+            raise Unreachable("the batch's output file is not there yet")
         with atomic_write(into, "wb") as file:
             for name in ("output_file_id", "error_file_id"):
                 if is_name(batch.get(name)):

@@ -1,4 +1,4 @@
-"""OpenAI's part: files, supervised fine-tuning jobs, models, chat completions.
+"""OpenAI's part: files, supervised fine-tuning jobs, models, chat completions (batches: `openai_batches.py`).
 
 Wire format: https://developers.openai.com/api/reference (fine-tuning jobs, files, chat, models). What the
 reference does not say (error codes of failed validation, order of events) follows reports of its users.
@@ -14,6 +14,7 @@ from math import log
 from typing import Any, ClassVar
 
 from distillctl.sandbox.jobs import Job
+from distillctl.sandbox.openai_batches import BatchRoutes
 from distillctl.sandbox.openai_checks import (
     CHAT_ARGUMENTS,
     CREATE_ARGUMENTS,
@@ -23,16 +24,17 @@ from distillctl.sandbox.openai_checks import (
     check_text,
     hyperparameters,
     only,
+    page,
 )
 from distillctl.sandbox.openai_data import examine, next_tokens, token_count, tokens_of
-from distillctl.sandbox.wire import Call, ProviderPart, Refused, Reply, fingerprint, route
+from distillctl.sandbox.wire import Call, ProviderPart, Refused, Reply, Route, fingerprint, route
 from distillctl.types import JSON
 
 MOST_FILE_BYTES = 512 * 1024 * 1024
 _DEFAULT_EPOCHS = 3
 
 
-class OpenAIPart(ProviderPart):
+class OpenAIPart(BatchRoutes, ProviderPart):
     """api.openai.com as it answers an organization that may still fine-tune."""
 
     name: ClassVar[str] = "openai"
@@ -42,6 +44,11 @@ class OpenAIPart(ProviderPart):
                              "gpt-4o-2024-08-06")
     shutdown_date: ClassVar[str | None] = "2027-01-14"
     closing_date: ClassVar[str] = "2027-01-06"
+
+    @classmethod
+    def routes(cls) -> list[Route]:
+        return [*super().routes(), *(found for handler in vars(BatchRoutes).values()
+                                     for found in getattr(handler, "routes", ()))]
 
     # --- files ---
 
@@ -72,7 +79,7 @@ class OpenAIPart(ProviderPart):
         rows = self.store.list("file", call.account)
         if "purpose" in call.query:
             rows = [row for row in rows if row["purpose"] == call.query["purpose"]]
-        return _page(call, rows, default=10_000, most=10_000)
+        return page(call, rows, default=10_000, most=10_000)
 
     @route("GET", "/v1/files/{id}", "files.get")
     def get_file(self, call: Call) -> JSON:
@@ -124,7 +131,7 @@ class OpenAIPart(ProviderPart):
         wanted = _filter(call)
         found = [job for job in self.jobs.listing(call)
                  if wanted.items() <= (job.request.get("metadata") or {}).items()]
-        return _page(call, [self._public(job, self.jobs.word(job)) for job in found], default=20, most=100)
+        return page(call, [self._public(job, self.jobs.word(job)) for job in found], default=20, most=100)
 
     @route("GET", "/v1/fine_tuning/jobs/{id}", "jobs.get")
     def get_job(self, call: Call) -> JSON:
@@ -133,15 +140,15 @@ class OpenAIPart(ProviderPart):
 
     @route("GET", "/v1/fine_tuning/jobs/{id}/events", "jobs.events")
     def job_events(self, call: Call) -> JSON:
-        return _page(call, list(reversed(self._events(self._job(call)))), default=20, most=100)
+        return page(call, list(reversed(self._events(self._job(call)))), default=20, most=100)
 
     @route("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", "jobs.checkpoints")
     def job_checkpoints(self, call: Call) -> JSON:
         job = self._job(call)
         if self.jobs.student(job) is None:
-            return _page(call, [], default=10, most=100)
+            return page(call, [], default=10, most=100)
         steps = [row for row in self.jobs.progress(job) if "loss" in row][-1:]
-        return _page(call, [
+        return page(call, [
             {"object": "fine_tuning.job.checkpoint", "id": f"ftckpt_{job.extra['model_id']}",
              "created_at": int(job.ended_at or 0), "fine_tuned_model_checkpoint": self._model_name(job),
              "fine_tuning_job_id": job.id, "step_number": int(row.get("step", 0)),
@@ -164,15 +171,18 @@ class OpenAIPart(ProviderPart):
 
     @route("GET", "/v1/models/{id*}", "models.get")
     def get_model(self, call: Call) -> JSON:
-        self._answering(call, call.path["id"])
+        self._answering(call.account, call.path["id"])
         return self._model(call.path["id"])
 
     @route("POST", "/v1/chat/completions", "chat", slow=True)
     def chat(self, call: Call) -> JSON:
-        asked = call.json()
+        return self.completion(call.account, call.json())
+
+    def completion(self, account: str, asked: Mapping[str, Any]) -> JSON:
+        """The reply to one chat request. Raises Refused."""
         only(asked, CHAT_ARGUMENTS)
         check_chat(asked)
-        job = self._answering(call, asked["model"])
+        job = self._answering(account, asked["model"])
         schema = asked["response_format"]["json_schema"].get("schema") if (
             (asked.get("response_format") or {}).get("type") == "json_schema") else None
         student = self.jobs.student(job) if job else None
@@ -249,11 +259,11 @@ class OpenAIPart(ProviderPart):
     def _model_name(self, job: Job) -> str:
         return f"ft:{job.request['model']}:sandbox:{job.request.get('suffix') or ''}:{job.extra['model_id']}"
 
-    def _answering(self, call: Call, model: str) -> Job | None:
+    def _answering(self, account: str, model: str) -> Job | None:
         """The job whose student `model` is; None for a base model. Refused for any other."""
         if model in self.base_models:
             return None
-        for row in self.store.list("job", call.account):
+        for row in self.store.list("job", account):
             job = Job(**row)
             if self._model_name(job) == model and self.jobs.student(job) is not None:
                 return job
@@ -311,20 +321,6 @@ def _filter(call: Call) -> dict[str, str]:
     """The metadata that a listing must have: `metadata[key]=value`."""
     return {found[1]: text for name, text in call.query.items()
             if (found := re.fullmatch(r"metadata\[(.*)\]", name))}
-
-
-def _page(call: Call, rows: list[JSON], default: int, most: int) -> JSON:
-    """One page of `rows`, from behind the id in `after`."""
-    limit = call.number("limit", default, most)
-    after = call.query.get("after")
-    if after:
-        ids = [row["id"] for row in rows]
-        if after not in ids:
-            raise bad(f"No such object: {after}", "after")
-        rows = rows[len(ids) - ids[::-1].index(after):]
-    page = rows[:limit]
-    return {"object": "list", "data": page, "has_more": len(rows) > limit,
-            "first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
 
 
 def _logprobs(asked: Mapping[str, JSON], tokens: Sequence[str],

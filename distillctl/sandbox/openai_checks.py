@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distillctl.sandbox.wire import Refused
+from distillctl.sandbox.wire import Call, Refused
 from distillctl.types import JSON
 
 CREATE_ARGUMENTS = {
@@ -112,3 +112,17 @@ def check_chat(asked: Mapping[str, JSON]) -> None:
         if not isinstance(described, dict) or not isinstance(described.get("name"), str):
             raise bad("Missing required parameter: 'response_format.json_schema.name'.",
                        "response_format.json_schema.name", "missing_required_parameter")
+
+
+def page(call: Call, rows: list[JSON], default: int, most: int) -> JSON:
+    """One page of `rows`, from behind the id in `after`."""
+    limit = call.number("limit", default, most)
+    after = call.query.get("after")
+    if after:
+        ids = [row["id"] for row in rows]
+        if after not in ids:
+            raise bad(f"No such object: {after}", "after")
+        rows = rows[len(ids) - ids[::-1].index(after):]
+    page = rows[:limit]
+    return {"object": "list", "data": page, "has_more": len(rows) > limit,
+            "first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}

@@ -205,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
         """Refuse what the original refuses in the body of one request."""
         known = _ANTHROPIC_PARAMETERS if anthropic else _OPENAI_PARAMETERS
         if anthropic and version == _ANTHROPIC_VERSIONS[0]:
-            known |= _ANTHROPIC_SAMPLING
+            known = known | _ANTHROPIC_SAMPLING
         unknown = set(body) - known
         if unknown:
             name = sorted(unknown)[0]

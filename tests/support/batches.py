@@ -45,23 +45,24 @@ class Clock:
         self.now += seconds
 
 
-def service_for(provider: str, url: str, folder: Path, ledger: Ledger, price=PRICE) -> BatchService:
+def service_for(provider: str, url: str, folder: Path, ledger: Ledger, price=PRICE,
+                model: str = "some-model") -> BatchService:
     key = Secret("TEST_KEY", KEY)
     half = price and halved(price)
     if provider == "openai":
-        predictor = OpenAIPredictor("some-model", base_url=f"{url}/v1", api_key=key, max_tokens=16)
+        predictor = OpenAIPredictor(model, base_url=f"{url}/v1", api_key=key, max_tokens=16)
         return OpenAIBatches(predictor, key, half)
-    predictor = AnthropicPredictor("some-model", base_url=url, api_key=key, max_tokens=16)
+    predictor = AnthropicPredictor(model, base_url=url, api_key=key, max_tokens=16)
     return AnthropicBatches(predictor, key, half, folder / "batches", lambda: known_batches(ledger))
 
 
 def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Request], *, max_usd=1.0,
-                       price=PRICE, limits: dict | None = None, clock: Clock | None = None,
-                       events: list | None = None, **options) -> Collected:
+                       price=PRICE, model: str = "some-model", limits: dict | None = None,
+                       clock: Clock | None = None, events: list | None = None, **options) -> Collected:
     """limits: other limits of the provider than its own, by their names."""
     clock = clock or Clock()
     with Ledger(folder / "ledger.db") as ledger:
-        service = service_for(provider, url, folder, ledger, price)
+        service = service_for(provider, url, folder, ledger, price, model)
         for name, value in (limits or {}).items():
             setattr(service, name, value)
         return collect_batches(
