@@ -196,7 +196,7 @@ def _answer_in_batches(ctx: Context, who: Answerer, service: BatchService,
     warm, timed = timed_alone(ctx, requests)
     asyncio.run(_closing(who, _ask_alone(ctx, who, warm, timed)))
     everything = [request for split in requests for request in requests[split]]
-    options = BatchOptions(batch_folder(ctx), ctx.recipe.budget.max_usd, ctx.options.detach,
+    options = BatchOptions(batch_folder(ctx), ctx.budget, ctx.options.detach,
                            ctx.options.resubmit, who.options.max_failures, who.options.attempts)
     try:
         collected = collect_batches(service, everything, ledger=ctx.ledger, run=ctx.run_id, options=options,

@@ -52,12 +52,12 @@ class Left(Exception):
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How to ask. folder: where the batches' requests and results lie until they are settled. max_usd: the
-    run's budget. detach: raise Left rather than wait. resubmit: ask anew what a lost batch held. The rest is
-    of `CollectOptions`."""
+    """How to ask. folder: where the batches' requests and results lie until they are settled. budget: what
+    may be spent now. detach: raise Left rather than wait. resubmit: ask anew what a lost batch held. The
+    rest is of `CollectOptions`."""
 
     folder: Path
-    max_usd: float
+    budget: Callable[[], Budget]
     detach: bool = False
     resubmit: bool = False
     max_failures: float = CollectOptions.max_failures
@@ -188,7 +188,7 @@ class _Collection:
             owed = {key: request for key, request in self._wanted.items()
                     if key not in known and key not in asked and key not in self._given_up}
             while owed:
-                budget = Budget.of(self._ledger, self._run, self._options.max_usd)
+                budget = self._options.budget()
                 chosen, at_most = self._fitting(owed, budget)
                 if not chosen:
                     if not found:

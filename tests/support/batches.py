@@ -15,6 +15,7 @@ from pathlib import Path
 from support.chat import KEY, PRICE, prompts
 
 from distillctl.batches import BatchOptions, collect_batches, known_batches
+from distillctl.budget import Budget
 from distillctl.collect import Collected
 from distillctl.predictors.anthropic_batch import AnthropicBatches
 from distillctl.predictors.anthropic_chat import AnthropicPredictor
@@ -67,7 +68,7 @@ def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Req
             setattr(service, name, value)
         return collect_batches(
             service, requests, ledger=ledger, run=RUN, clock=clock, sleep=clock.sleep,
-            options=BatchOptions(folder / "batches", max_usd, **options),
+            options=BatchOptions(folder / "batches", lambda: Budget.of(ledger, RUN, max_usd), **options),
             on_event=(events if events is not None else []).append)
 
 
