@@ -173,7 +173,7 @@ class TestOthersOnTheSameItems:
         expected = ["skip"] * 97 + ["code"] * 3
         found = evaluate_labels(expected, expected, ["skip"] * 100).verdict
         assert (found.word, found.settled) == ("not ready", False)
-        assert "its answers have no clear connection with the expected ones" in found.sentence
+        assert "its answers have no clear connection with the expected answers" in found.sentence
         assert any("recall of each label" in step for step in found.next_steps)
 
     def test_a_student_hardly_better_than_a_constant_is_told_apart_from_one(self):

@@ -65,8 +65,8 @@ class Findings:
 
     @property
     def measure(self) -> str:
-        """What answers are held against, as an adjective."""
-        return "expected" if self.gold else "teacher's"
+        """What answers are held against."""
+        return "the expected answers" if self.gold else "the teacher's"
 
     @property
     def timed_by_recording(self) -> bool:

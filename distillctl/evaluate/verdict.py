@@ -133,7 +133,7 @@ def sentence(found: Findings, decision: Decision) -> str:
     elif not found.student.accuracy.k:
         tail.append("it is right on nothing")
     elif unconnected(found.student):
-        tail.append(f"its answers have no clear connection with the {found.measure} ones")
+        tail.append(f"its answers have no clear connection with {found.measure}")
     if decision.needed:
         more = " and more timed requests" if decision.speed_open else ""
         tail.append(f"{about(decision.needed, 'test item')} in all{more} would settle it")
@@ -231,8 +231,8 @@ def _about_speed(found: Findings) -> str:
 
 def _about_chance(found: Findings) -> str:
     """Why a student that is right as often as by chance is: the labels, the task, or the training."""
-    alike = f"are right about as often as by chance, however often that is: they have no clear connection " \
-            f"with the {found.measure} ones"
+    alike = (f"are right about as often as by chance, however often that is: they have no clear connection "
+             f"with {found.measure}")
     if unconnected(found.teacher):
         return (f"The answers of teacher and student {alike}. The expected answers are wrong or mixed up, or "
                 "they do not follow from the prompt, so that this is not a bounded task.")
