@@ -15,7 +15,7 @@ from pathlib import Path
 from distillctl import api
 from distillctl.context import Context, Options
 from distillctl.errors import DistillctlError, Problem, RecipeError, TeacherError, UsageError
-from distillctl.evaluate.results import ComparisonTable
+from distillctl.evaluate.comparison_results import ComparisonTable
 from distillctl.pipeline import execute
 from distillctl.plan import Plan, make_plan
 from distillctl.progress import Reporter, Silent

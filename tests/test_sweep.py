@@ -142,6 +142,7 @@ class TestRun:
         recipe = json.loads((swept / "recipe.yaml").read_text())
         write_json(swept / "recipe.yaml", {**recipe, "train": {"seed": [0, 1]}})
         assert len(json.loads(call("compare", "--json").stdout)["runs"]) == 2
+        assert "**Sweet spot: sweep/linear" in call("compare", "--markdown").stdout
 
     def test_a_cell_that_fails_loses_no_other(self, folder: Path) -> None:
         first, *_ = open_cells("recipe.yaml", overrides=SEEDS[1:])
@@ -177,6 +178,17 @@ class TestSharing:
         monkeypatch.setenv("TEST_KEY", "some-key")
         with ChatServer(lambda asked: Reply("code" if "function" in asked.prompt else "docs")) as server:
             yield server
+
+    @pytest.fixture
+    def tuned(self, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+        """The recipe with OpenAI as its backend, at a sandbox; the sandbox."""
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test-canary-0123456789abcdef")
+        provider = tmp_path_factory.mktemp("provider")
+        with Sandbox(part("openai"), provider, tuner="nearest", speed=None) as sandbox:
+            write_recipe(folder, backend="openai", evaluate={"base": False}, backends={"openai": {
+                "model": "gpt-4.1-mini-2025-04-14", "base_url": f"{sandbox.url}/v1", "training_price": 5.0,
+                "price": {"input": 0, "output": 0}}})
+            yield sandbox
 
     @staticmethod
     def live(folder: Path, server: ChatServer, **more: object) -> None:
@@ -219,23 +231,23 @@ class TestSharing:
         assert done.exit_code == 1
         assert [cell["state"] for cell in json.loads(done.stdout)["cells"]] == ["failed", "not started"]
 
-    def test_the_budget_is_that_of_the_whole_sweep(self, folder: Path, tmp_path_factory,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-test-canary-0123456789abcdef")
-        provider = tmp_path_factory.mktemp("provider")
-        with Sandbox(part("openai"), provider, tuner="nearest", speed=None) as sandbox:
-            settings = {"model": "gpt-4.1-mini-2025-04-14", "base_url": f"{sandbox.url}/v1",
-                        "training_price": 5.0, "price": {"input": 0, "output": 0}}
-            write_recipe(folder, backend="openai", backends={"openai": settings}, evaluate={"base": False})
-            arguments = ("--set", "train.epochs=[1, 2]", "--yes", "--json")
-            cells = json.loads(call("plan", *arguments[:2], "--json").stdout)["cells"]
-            most = [cell["usd"][1] for cell in cells]
-            done = call("run", *arguments, "--set", f"budget.max_usd={1.05 * most[1]}")
-            creates = sandbox.creates()
+    def test_the_budget_is_that_of_the_whole_sweep(self, tuned: Sandbox) -> None:
+        epochs = ("--set", "train.epochs=[1, 2]")
+        dearest = max(cell["usd"][1] for cell in json.loads(call("plan", *epochs, "--json").stdout)["cells"])
+        done = call("run", *epochs, "--yes", "--json", "--set", f"budget.max_usd={1.05 * dearest}")
         found = json.loads(done.stdout)["cells"]
-        assert (done.exit_code, creates) == (1, 1)
+        assert (done.exit_code, tuned.creates()) == (1, 1)
         assert [cell["state"] for cell in found] == ["done", "failed"]
-        assert found[1]["problems"][0]["field"] == "budget.max_usd"
+        assert "budget" in found[1]["problems"][0]["what"]
+
+    def test_jobs_that_were_left_are_come_back_to(self, tuned: Sandbox) -> None:
+        command = ("run", "--set", "train.epochs=[1, 2]", "--yes", "--json")
+        left = call(*command, "--detach")
+        assert left.exit_code == 0
+        assert [cell["state"] for cell in json.loads(left.stdout)["cells"]] == ["training", "training"]
+        done = call(*command)
+        assert (done.exit_code, tuned.creates()) == (0, 2)
+        assert len(json.loads(done.stdout)["comparison"]["runs"]) == 2
 
 
 def test_one_run_of_a_sweep_is_refused(folder: Path) -> None:

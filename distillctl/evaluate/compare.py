@@ -8,14 +8,9 @@ from itertools import combinations
 
 from distillctl.errors import DataError, Problem
 from distillctl.evaluate import stats
+from distillctl.evaluate.comparison_results import ComparedRun, ComparisonTable
 from distillctl.evaluate.intervals import IN_GROUPS, contrast
-from distillctl.evaluate.results import (
-    ComparedRun,
-    ComparisonTable,
-    Contrast,
-    Evaluation,
-    Metrics,
-)
+from distillctl.evaluate.results import Contrast, Evaluation, Metrics
 from distillctl.evaluate.sweet_spot import sweet_spot
 from distillctl.types import JSON
 

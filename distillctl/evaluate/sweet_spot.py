@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from distillctl.evaluate.results import ComparedRun, Evaluation, SweetSpot
+from distillctl.evaluate.comparison_results import ComparedRun, SweetSpot
+from distillctl.evaluate.results import Evaluation
 from distillctl.evaluate.wording import money, percent, plural
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from distillctl.evaluate.results import ComparedRun, ComparisonTable, Evaluation
+from distillctl.evaluate.comparison_results import ComparedRun, ComparisonTable
+from distillctl.evaluate.results import Evaluation
 from distillctl.report import facts, plots, words
 from distillctl.report.html import render
 from distillctl.store.files import write_text

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from distillctl.evaluate.comparison_results import ComparedRun
 from distillctl.evaluate.results import (
     Cascade,
     Cell,
-    ComparedRun,
     Comparison,
     Confusion,
     Economics,

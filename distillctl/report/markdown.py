@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from distillctl.evaluate.results import ComparisonTable, Evaluation, Metrics
+from distillctl.evaluate.comparison_results import ComparisonTable
+from distillctl.evaluate.results import Evaluation, Metrics
 from distillctl.report import facts, ledger_view, words
 from distillctl.report.compare import headline
 from distillctl.report.sanitize import cut, visible

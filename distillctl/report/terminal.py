@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from distillctl.evaluate.results import ComparisonTable, Evaluation, Interval, Metrics, Verdict
+from distillctl.evaluate.comparison_results import ComparisonTable
+from distillctl.evaluate.results import Evaluation, Interval, Metrics, Verdict
 from distillctl.report import facts, words
 from distillctl.report.sanitize import clean as clean
 from distillctl.report.sanitize import cut

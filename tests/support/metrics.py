@@ -7,13 +7,12 @@ import random
 from collections import Counter
 
 from distillctl.evaluate.cascade import Sure, Upkeep, chosen, measure
+from distillctl.evaluate.comparison_results import ComparedRun, ComparisonTable, SweetSpot
 from distillctl.evaluate.economics import Paid, economics
 from distillctl.evaluate.results import (
     Calibration,
     CalibrationBin,
-    ComparedRun,
     Comparison,
-    ComparisonTable,
     Confusion,
     Contrast,
     Cost,
@@ -25,7 +24,6 @@ from distillctl.evaluate.results import (
     LedgerItem,
     Metrics,
     StructuredScores,
-    SweetSpot,
     TextScores,
     Throughput,
     Verdict,
