@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from support.batches import RUN, Clock, collect_in_batches, killed_at, service_for
+from support.batches import RUN, Bench, Clock, collect_in_batches, service_for
 from support.chat import KEY, PRICE, prompts
 
 from distillctl.backend import TERMINAL
@@ -207,15 +207,21 @@ class _Doubling(dict):
 
 # --- never twice ----------------------------------------------------------------------------------------
 
+@pytest.fixture(scope="module")
+def bench():
+    with Bench() as bench:
+        yield bench
+
+
 @pytest.mark.parametrize(("crashpoint", "providers"), [
     ("after-intent", PROVIDERS), ("after-submit", PROVIDERS), ("after-poll", ["openai"]),
     ("after-batch-download", PROVIDERS), ("after-batch-answers", ["openai"]),
     ("after-batch-settled", ["openai"])])
-def test_killed_at_any_point_a_rerun_leaves_one_batch_and_one_charge(crashpoint, providers, tmp_path):
+def test_killed_at_any_point_a_rerun_leaves_one_batch_and_one_charge(bench, crashpoint, providers, tmp_path):
     for provider in providers:
         folder = tmp_path / provider
         with BatchServer(echo, key=KEY) as server:
-            killed_at(crashpoint, provider, server, folder, 3)
+            bench.kill_at(crashpoint, provider, server, folder, 3)
             collected = collect_in_batches(provider, server.anthropic_url, folder, prompts(3))
             assert outputs(collected) == right(3)
             assert (len(server.batches), server.creates, server.answered.total()) == (1, 1, 3)

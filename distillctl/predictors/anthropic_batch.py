@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +20,6 @@ from urllib.parse import urlsplit
 
 from distillctl.backend import (
     Ambiguous,
-    Capabilities,
-    JobEvent,
     JobHandle,
     JobState,
     Snapshot,
@@ -30,21 +27,19 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, Problem
-from distillctl.hosted import Failed, creating, fingerprint, unreachable
+from distillctl.hosted import creating
 from distillctl.predictors.anthropic_chat import AnthropicPredictor
 from distillctl.predictors.batch import (
-    CAPABILITIES,
     MOST_RESULTS,
-    REQUEST_TIMEOUT,
+    Batches,
     BatchJob,
     Outcome,
-    counts_text,
     errored,
     numbers,
+    snapshot,
 )
-from distillctl.predictors.http import header_value
 from distillctl.prices import PricePoint
-from distillctl.sdk_calls import Calls, Gone, is_name
+from distillctl.sdk_calls import Gone, is_name
 from distillctl.secrets import Secret
 from distillctl.store.files import SAFE_NAME, atomic_write, read_json, write_json
 from distillctl.types import JSON, CallFailed, Request
@@ -57,24 +52,20 @@ _STATUS = {"invalid_request_error": 400, "authentication_error": 401, "billing_e
 _LOOK_AGAIN_S = 60.0
 
 
-class AnthropicBatches:
-    """Batches of messages. predictor: says what is asked and reads the answers; price: of a request in a
-    batch. folder: where it keeps what `find` needs. tokens: the tokens of the batches that the ledger
-    knows, by their ids."""
+class AnthropicBatches(Batches):
+    """Batches of messages. folder: where it keeps what `find` needs. tokens: the tokens of the batches that
+    the ledger knows, by their ids."""
 
     name: ClassVar[str] = "anthropic-batch"
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
+    sdk_name: ClassVar[str] = "anthropic"
+    after: ClassVar[str] = "after_id"
     most_requests: ClassVar[int] = 100_000
     most_bytes: ClassVar[int] = 256_000_000
 
     def __init__(self, predictor: AnthropicPredictor, key: Secret, price: PricePoint | None, folder: Path,
                  tokens: Callable[[], Mapping[str, str]]) -> None:
-        self.identity = predictor.identity
-        self.price = price
-        self.max_tokens = predictor.max_tokens
-        self._predictor, self._key, self._folder, self._tokens = predictor, key, folder, tokens
-        self._url = str(self.identity["base_url"])
-        self._client: Any = None
+        super().__init__(predictor, key, price)
+        self._folder, self._tokens = folder, tokens
 
     # --- the requests ---
 
@@ -85,7 +76,7 @@ class AnthropicBatches:
 
     def stage(self, job: BatchJob) -> Staged:
         """Sends nothing; notes the newest batch that is not ours."""
-        page = self._calls.read(self._sdk.messages.batches.with_raw_response.list, limit=1)
+        page = self._calls.read(self._batches.with_raw_response.list, limit=1)
         rows = page.get("data") if page else None
         if not isinstance(rows, list):
             raise Unreachable("the listing of batches cannot be read")
@@ -102,7 +93,7 @@ class AnthropicBatches:
             write_json(sent, {"newest": staged.data["newest"], "requests": len(job.requests)})
         with creating(lambda failed: f"{self._host} says: {failed}"):
             made = self._calls.call(
-                self._sdk.messages.batches.with_raw_response.create,
+                self._batches.with_raw_response.create,
                 requests=[self._request(f"{token}-{id}", request) for id, request in job.requests.items()],
                 extra_headers=self._predictor.extra_headers or None)
         handle = self._handle(made, token)
@@ -115,7 +106,7 @@ class AnthropicBatches:
             return []  # it was never sent
         sent, tokens = read_json(self._sent(token)), self._tokens()
         found, untold = [], []
-        for batch in self._calls.pages(self._sdk.messages.batches.with_raw_response.list):
+        for batch in self._calls.pages(self._batches.with_raw_response.list):
             if batch["id"] == sent["newest"]:
                 break  # newest first: what follows is older than the request
             handle, known = self._handle(batch, token), tokens.get(batch["id"])
@@ -135,29 +126,14 @@ class AnthropicBatches:
     def poll(self, handle: JobHandle, cursor: str | None) -> Snapshot:
         batch = self._batch(handle)
         if batch is None:
-            return Snapshot("lost", "404", f"{self._host} has no batch {handle.job_id} for account "
-                            f"{self._account}; it was made with {handle.account}")
+            return self._lost(handle)
         word = batch.get("processing_status")
         word = word if isinstance(word, str) and word else "none"
         state = _STATES.get(word, "unknown")
         if state == "succeeded" and batch.get("cancel_initiated_at"):
             state = "cancelled"
         counts = numbers(batch.get("request_counts"), *_COUNTS)
-        succeeded, others, total = counts[0], sum(counts[1:4]), sum(counts)
-        text = counts_text(succeeded, others, total)
-        event = JobEvent(f"{word} {succeeded} {others}", time.time(), f"{word}: {text}" if text else word,
-                         data={"done": succeeded + others, "total": total})
-        return Snapshot(state, word, text, (event,))
-
-    def cancel(self, handle: JobHandle) -> None:
-        if not is_name(handle.job_id):
-            return
-        try:
-            self._calls.call(self._sdk.messages.batches.with_raw_response.cancel, handle.job_id)
-        except Failed as failed:
-            self._calls.raise_for_account(failed)
-            if failed.status not in (400, 404, 409, 422):  # those: it has ended, or is not there
-                raise unreachable(failed) from failed
+        return snapshot(state, word, counts[0], sum(counts[1:4]), sum(counts))
 
     # --- the answers ---
 
@@ -186,50 +162,22 @@ class AnthropicBatches:
 
     # --- the service ---
 
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-    @property
-    def _sdk(self) -> Any:
-        if self._client is None:
-            import anthropic
-            import httpx2
-
-            self._client = anthropic.Anthropic(
-                base_url=self._url, api_key=header_value(self._key), max_retries=0, timeout=REQUEST_TIMEOUT,
-                http_client=httpx2.Client(follow_redirects=False, timeout=REQUEST_TIMEOUT))
-        return self._client
-
-    @property
-    def _calls(self) -> Calls:
+    def _open(self) -> Any:
         import anthropic
 
-        return Calls(anthropic, lambda failed: Problem(
-            f"{self._host} refuses the key: {failed}", field="teacher.api_key_env", value=self._key.name,
-            hint="check the key, its workspace and its rights"), after="after_id")
+        return anthropic.Anthropic(**self._connection)
+
+    @property
+    def _batches(self) -> Any:
+        return self._sdk.messages.batches
 
     @property
     def _results(self) -> Callable[..., Any]:
-        return self._sdk.messages.batches.with_streaming_response.results
-
-    @property
-    def _host(self) -> str:
-        return urlsplit(self._url).netloc
-
-    @property
-    def _account(self) -> str:
-        return fingerprint(self._host, self._key.reveal())
+        return self._batches.with_streaming_response.results
 
     def _sent(self, token: str) -> Path:
         """What was known when the batch of `token` was first sent; missing where it never was."""
         return self._folder / f"{token}.sent.json"
-
-    def _batch(self, handle: JobHandle) -> dict[str, Any] | None:
-        if not is_name(handle.job_id):
-            return None
-        return self._calls.read(self._sdk.messages.batches.with_raw_response.retrieve, handle.job_id)
 
     def _handle(self, batch: dict[str, Any], token: str) -> JobHandle | None:
         if not is_name(batch.get("id")):

@@ -8,16 +8,12 @@ succeeded and one of those that did not, in any order. A batch carries its token
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from distillctl.backend import (
     Ambiguous,
-    Capabilities,
-    JobEvent,
     JobHandle,
     JobState,
     Rejected,
@@ -25,23 +21,19 @@ from distillctl.backend import (
     Staged,
     Unreachable,
 )
-from distillctl.errors import Problem
-from distillctl.hosted import Failed, creating, fingerprint, unreachable
+from distillctl.hosted import Failed, creating, unreachable
 from distillctl.predictors.batch import (
-    CAPABILITIES,
     MOST_RESULTS,
-    REQUEST_TIMEOUT,
+    Batches,
     BatchJob,
     Outcome,
-    counts_text,
     errored,
     numbers,
+    snapshot,
 )
-from distillctl.predictors.http import Refused, header_value, refusal
-from distillctl.predictors.openai_chat import OPENAI_URL, OpenAIPredictor
-from distillctl.prices import PricePoint
-from distillctl.sdk_calls import Calls, is_name
-from distillctl.secrets import Secret
+from distillctl.predictors.http import Refused, refusal
+from distillctl.predictors.openai_chat import OPENAI_URL
+from distillctl.sdk_calls import is_name
 from distillctl.store.files import atomic_write
 from distillctl.types import JSON, CallFailed, Request
 
@@ -53,22 +45,14 @@ _STATES: dict[str, JobState] = {
 _SHOWN = 5  # of the lines that were refused
 
 
-class OpenAIBatches:
-    """Batches of chat completions. predictor: says what is asked and reads the answers; price: of a request
-    in a batch."""
+class OpenAIBatches(Batches):
+    """Batches of chat completions."""
 
     name: ClassVar[str] = "openai-batch"
-    capabilities: ClassVar[Capabilities] = CAPABILITIES
+    sdk_name: ClassVar[str] = "openai"
+    after: ClassVar[str] = "after"
     most_requests: ClassVar[int] = 50_000
     most_bytes: ClassVar[int] = 200_000_000
-
-    def __init__(self, predictor: OpenAIPredictor, key: Secret | None, price: PricePoint | None) -> None:
-        self.identity = predictor.identity
-        self.price = price
-        self.max_tokens = predictor.max_tokens
-        self._predictor, self._key = predictor, key
-        self._url = str(self.identity["base_url"])
-        self._client: Any = None
 
     # --- the requests ---
 
@@ -98,7 +82,7 @@ class OpenAIBatches:
     def submit(self, job: BatchJob, staged: Staged, token: str) -> JobHandle:
         with creating(lambda failed: f"{self._host} says: {failed}"):
             made = self._calls.call(
-                self._sdk.batches.with_raw_response.create, input_file_id=str(staged.data["file"]),
+                self._batches.with_raw_response.create, input_file_id=str(staged.data["file"]),
                 endpoint=_ENDPOINT, completion_window="24h", metadata={TOKEN: token})
         handle = self._handle(made, token)
         if handle is None:
@@ -106,7 +90,7 @@ class OpenAIBatches:
         return handle
 
     def find(self, token: str) -> list[JobHandle]:
-        listed = self._calls.pages(self._sdk.batches.with_raw_response.list)
+        listed = self._calls.pages(self._batches.with_raw_response.list)
         found = [handle for batch in listed if isinstance(batch.get("metadata"), dict)
                  and batch["metadata"].get(TOKEN) == token and (handle := self._handle(batch, token))]
         return sorted(found, key=lambda handle: (handle.created_at, handle.job_id))
@@ -114,25 +98,11 @@ class OpenAIBatches:
     def poll(self, handle: JobHandle, cursor: str | None) -> Snapshot:
         batch = self._batch(handle)
         if batch is None:
-            return Snapshot("lost", "404", f"{self._host} has no batch {handle.job_id} for account "
-                            f"{self._account}; it was made with {handle.account}")
+            return self._lost(handle)
         word = batch.get("status")
         word = word if isinstance(word, str) and word else "none"
         done, failed, total = numbers(batch.get("request_counts"), "completed", "failed", "total")
-        message = _errors(batch) or counts_text(done, failed, total)
-        event = JobEvent(f"{word} {done} {failed}", time.time(), f"{word}: {message}" if message else word,
-                         data={"done": done + failed, "total": total})
-        return Snapshot(_STATES.get(word, "unknown"), word, message, (event,))
-
-    def cancel(self, handle: JobHandle) -> None:
-        if not is_name(handle.job_id):
-            return
-        try:
-            self._calls.call(self._sdk.batches.with_raw_response.cancel, handle.job_id)
-        except Failed as failed:
-            self._calls.raise_for_account(failed)
-            if failed.status not in (400, 404, 409, 422):  # those: it has ended, or is not there
-                raise unreachable(failed) from failed
+        return snapshot(_STATES.get(word, "unknown"), word, done, failed, total, _errors(batch))
 
     # --- the answers ---
 
@@ -166,47 +136,17 @@ class OpenAIBatches:
 
     # --- the service ---
 
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-    @property
-    def _sdk(self) -> Any:
-        if self._client is None:
-            import httpx2
-            import openai
-
-            # OPENAI_ORG_ID and OPENAI_PROJECT_ID are for OpenAI alone
-            omitted = None if self._url == OPENAI_URL else {
-                "OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
-            self._client = openai.OpenAI(
-                # an explicit address: OPENAI_BASE_URL must not send the data elsewhere than `plan` says
-                api_key=header_value(self._key), base_url=self._url, max_retries=0, timeout=REQUEST_TIMEOUT,
-                default_headers=omitted,
-                http_client=httpx2.Client(follow_redirects=False, timeout=REQUEST_TIMEOUT))
-        return self._client
-
-    @property
-    def _calls(self) -> Calls:
+    def _open(self) -> Any:
         import openai
 
-        return Calls(openai, lambda failed: Problem(
-            f"{self._host} refuses the key: {failed}", field="teacher.api_key_env",
-            value=self._key and self._key.name, hint="check the key, its project and its rights"))
+        # OPENAI_ORG_ID and OPENAI_PROJECT_ID are for OpenAI alone
+        omitted = None if self._url == OPENAI_URL else {
+            "OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+        return openai.OpenAI(**self._connection, default_headers=omitted)
 
     @property
-    def _host(self) -> str:
-        return urlsplit(self._url).netloc
-
-    @property
-    def _account(self) -> str:
-        return fingerprint(self._host, self._key.reveal() if self._key else "")
-
-    def _batch(self, handle: JobHandle) -> dict[str, Any] | None:
-        if not is_name(handle.job_id):
-            return None
-        return self._calls.read(self._sdk.batches.with_raw_response.retrieve, handle.job_id)
+    def _batches(self) -> Any:
+        return self._sdk.batches
 
     def _handle(self, batch: dict[str, Any], token: str) -> JobHandle | None:
         id, at = batch.get("id"), batch.get("created_at")

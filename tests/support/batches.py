@@ -1,10 +1,12 @@
 """What the tests of batches share: one collection through the real SDKs, at a loopback provider.
 
-    python -m support.batches PROVIDER URL FOLDER COUNT      one collection in a process of its own
+`python -m support.batches` collects in a fork for each line [crash point, provider, URL, folder, count].
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import signal
 import subprocess
@@ -72,14 +74,39 @@ def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Req
             on_event=(events if events is not None else []).append)
 
 
-def killed_at(crashpoint: str, provider: str, server: BatchServer, folder: Path, count: int) -> None:
-    """Run a collection in a process of its own that is killed at a crash point."""
-    done = subprocess.run(
-        [sys.executable, "-m", "support.batches", provider, server.anthropic_url, str(folder), str(count)],
-        env={**os.environ, "DISTILLCTL_CRASH_AT": crashpoint, "DISTILLCTL_TESTING": "1"},
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+class Bench:
+    """A process that has loaded the SDKs and forks for each collection that is to be killed."""
+
+    def __enter__(self) -> Bench:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.batches"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, cwd=Path(__file__).parents[1], env={**os.environ, "DISTILLCTL_TESTING": "1"})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=10)
+
+    def kill_at(self, crashpoint: str, provider: str, server: BatchServer, folder: Path, count: int) -> None:
+        """Run a collection that is killed at a crash point."""
+        line = json.dumps([crashpoint, provider, server.anthropic_url, str(folder), count])
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline().strip() == str(-signal.SIGKILL)
+
+
+def main() -> None:
+    for sdk in ("anthropic", "openai"):
+        importlib.import_module(sdk)
+    for line in sys.stdin:
+        crashpoint, provider, url, folder, count = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.environ["DISTILLCTL_CRASH_AT"] = crashpoint
+            collect_in_batches(provider, url, Path(folder), prompts(count))
+            os._exit(0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    collect_in_batches(sys.argv[1], sys.argv[2], Path(sys.argv[3]), prompts(int(sys.argv[4])))
+    main()
