@@ -14,7 +14,6 @@ from distillctl.plan import texts_of
 from distillctl.predictors import model_warnings
 from distillctl.recipe.load import load_cells
 from distillctl.store.workspace import Workspace
-from distillctl.sweep import check_distinct
 from distillctl.types import JSON, SPLITS
 
 
@@ -40,7 +39,11 @@ def check_recipe(path: Path, overrides: Sequence[str] = (), backend: str | None 
     ctx = cells[0]
     problems: list[Problem] = []
     looks = [lambda cell=cell, role=role: cell.backend(role) for cell in cells for role in cell.roles()]
-    for look in (*looks, lambda: check_distinct(cells)):
+    if len(cells) > 1:
+        from distillctl.sweep import check_distinct
+
+        looks.append(lambda: check_distinct(cells))
+    for look in looks:
         try:
             look()
         except DistillctlError as error:

@@ -11,11 +11,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distillctl import api
 from distillctl.context import Context, Options
 from distillctl.errors import DistillctlError, Problem, RecipeError, TeacherError, UsageError
-from distillctl.evaluate.comparison_results import ComparisonTable
 from distillctl.pipeline import execute
 from distillctl.plan import Plan, make_plan
 from distillctl.progress import Reporter, Silent
@@ -24,6 +24,9 @@ from distillctl.stages import Detached
 from distillctl.store.files import digest_json
 from distillctl.store.workspace import Workspace
 from distillctl.types import JSON
+
+if TYPE_CHECKING:
+    from distillctl.evaluate.comparison_results import ComparisonTable
 
 
 @dataclass(frozen=True)
