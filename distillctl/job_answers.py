@@ -95,8 +95,10 @@ def read_answers(path: Path, who: str) -> Answered | None:
             "source": "measured", "latencies_s": [float(s) for s in row["timing"]["latencies_s"]]}
         if rate := row["timing"].get("throughput"):
             timing["throughput"] = {"per_second": float(rate["per_second"]), "at_once": int(rate["at_once"])}
-        return Answered({str(id): Answer.from_json(answer) for id, answer in row["answers"].items()},
-                        timing, str(row["machine"]))
+        answers = {id: Answer.from_json(answer) for id, answer in row["answers"].items()}
+        if not all(isinstance(one.output, str | None) for one in answers.values()):
+            raise TypeError("an output is no text")
+        return Answered(answers, timing, str(row["machine"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(Problem("holds no answers of a job", where=str(path),
                                    hint="run again with --resubmit to train anew")) from error

@@ -34,7 +34,7 @@ def paid_for(ctx: Context) -> Paid:
     source = f"what this run spent, {money(own.usd)}"
     if spent.usd > own.usd:
         source += f", and {money(spent.usd - own.usd)} that other runs had paid for the answers it uses"
-    if not ctx.backend("student").capabilities.student_is_local:
+    if ctx.backend("student").capabilities.data_leaves_machine:  # it was trained there, and billed
         return Paid(spent.usd, source)
     if spec.hardware_usd_per_hour is None:
         return Paid(None, "it was trained on your machine, whose time has no price here")

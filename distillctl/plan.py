@@ -24,6 +24,7 @@ from distillctl.predictors import LiveTeacher, model_warnings, teacher_price
 from distillctl.prices import Estimate, estimate
 from distillctl.progress import seconds_text
 from distillctl.recipe.models import JudgeSpec, RecordedTeacher
+from distillctl.recipe.overrides import VARIABLE
 from distillctl.select import requests_of
 from distillctl.store.files import digest_json, write_jsonl
 from distillctl.store.ledger import answer_key
@@ -310,6 +311,11 @@ def _plan_training(ctx: Context, plan: Plan, row: PlanRow, role: LearnerRole,
         plan.problems.append(Problem(f"--offline: this backend sends data to {', '.join(found.sends_to)}",
                                      field="backend", value=ctx.learner(role).backend))
     row.notes += found.notes
+    name = ctx.learner(role).backend
+    if set_outside := [field for field in ctx.recipe.backends.get(name, {})
+                       if ctx.loaded.where(f"backends.{name}.{field}").startswith(VARIABLE)]:
+        row.notes.append(f"{', '.join(set_outside)} of backends.{name}: as the environment says, in "
+                         f"{ctx.loaded.where(f'backends.{name}.{set_outside[0]}')}")
     if found.duration_s:
         row.notes.append(f"takes about {seconds_text(found.duration_s[0])} to "
                          f"{seconds_text(found.duration_s[1])}")

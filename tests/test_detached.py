@@ -65,3 +65,13 @@ def test_a_cancelled_job_is_made_again_only_when_it_is_run_again(detached, sandb
     assert "no job of routing/" in call("cancel", "routing").stdout
     assert call("attach", "routing", "--yes").exit_code == 0
     assert sandbox.creates() == 2
+
+
+def test_the_plan_names_the_variable_that_redirects_a_run(tmp_path, sandbox, monkeypatch):
+    small_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, value in exports(sandbox, KEY).items():
+        monkeypatch.setenv(name, value)
+    plan = json.loads(call("plan", "recipes/routing.yaml", "--backend", "openai", "--json").stdout)
+    notes = next(row["notes"] for row in plan["rows"] if row["stage"] == "train-student")
+    assert any("base_url" in note and note.endswith("in DISTILLCTL_BACKEND_OPENAI") for note in notes)

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from importlib.metadata import distributions
 
 import pytest
@@ -19,16 +20,16 @@ from pydantic import ValidationError
 from support.backends import problems, to_end
 from support.hf_jobs import REPO, Delivery
 
-from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Rejected, Unreachable
+from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Prompts, Rejected, Unreachable
 from distillctl.errors import BackendError, DistillctlError, StudentError
 from distillctl.jobs import new_token
-from distillctl.recipe.models import TrainSpec
+from distillctl.recipe.models import EvaluateSpec, TrainSpec
 from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.hf_jobs_hub import HubRoutes
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.wire import Reply, fingerprint
-from distillctl.store.files import digest_tree
+from distillctl.store.files import digest_file, digest_tree, write_jsonl
 from distillctl.testing.examples import example_job
 
 KEY = "hf_canary_0123456789"
@@ -391,6 +392,24 @@ def test_more_files_in_the_repo_are_left_there(sandbox, tmp_path, job):
     _, into = collected(sandbox, tmp_path, job)
     assert sorted(path.name for path in into.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_what_a_job_answered_comes_home_beside_the_adapter(sandbox, tmp_path, job):
+    sandbox.part.container.files["answers.json"] = b"{}"
+    student, into = collected(sandbox, tmp_path, job)
+    assert student.path == "adapter" and student.files == digest_tree(into / "adapter")
+    assert student.answers == {"answers.json": digest_file(into / "answers.json")}
+
+
+def test_answers_are_asked_for_with_prompts_and_said_to_be_the_job_s(sandbox, tmp_path, job):
+    prompts = tmp_path / "prompts.jsonl"
+    write_jsonl(prompts, [{"id": "1", "split": "test", "messages": [{"role": "user", "content": "?"}]}])
+    asked = replace(job, prompts=Prompts(prompts, digest_file(prompts), EvaluateSpec()))
+    notes = "\n".join(backend(sandbox, tmp_path, answer=True).preflight(asked).notes)
+    assert "their prompts go along, without what is expected, and latency is that of `l4x1`" in notes
+    made = bundle.make_bundle(asked, "smollm2-135m", {}, False, tmp_path / "bundle")
+    assert made.files["prompts.jsonl"] == prompts
+    assert made.folder != bundle.make_bundle(job, "smollm2-135m", {}, False, tmp_path / "bundle").folder
 
 
 @pytest.mark.parametrize("change", [

@@ -21,6 +21,11 @@ class TestHfJobs(HostedJobs):
             sandbox.part.container = Delivery(sandbox.part)
             yield sandbox
 
+    @pytest.fixture(autouse=True)
+    def short_pauses(self, monkeypatch):
+        """A running job's log stays open; nothing is ever written to these."""
+        monkeypatch.setattr("distillctl_hf_jobs.client.LOG_PAUSE_S", 0.1)
+
     @pytest.fixture
     def settings(self, sandbox):
         return {"base_url": sandbox.url, "model": "someone/small"}

@@ -26,7 +26,7 @@ def test_the_packaged_model_learns_what_was_uploaded(tmp_path):
         file = client.files.create(file=("rows.jsonl", data), purpose="fine-tune")
         made = client.fine_tuning.jobs.create(
             model=MODEL, training_file=file.id,
-            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4}}})
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}})
         until = time.monotonic() + 240
         while made.status not in ("succeeded", "failed") and time.monotonic() < until:
             time.sleep(0.5)

@@ -173,6 +173,12 @@ def test_a_job_that_answers_leaves_nothing_to_ask_at_home(done):
     assert "in its training job" in (folder / "report.html").read_text()
 
 
+def test_what_hf_jobs_billed_is_what_its_student_cost(done):
+    (charge,) = done.sandboxes["hf-jobs"].store.charges()
+    found = read_json(folder_of(done, "hf-jobs") / "metrics.json")["economics"]["training_usd"]
+    assert found == pytest.approx(charge["amount"] * 0.80 / 60, rel=1e-3)
+
+
 def test_a_job_that_answers_says_what_it_would_say_at_home(done):
     folder = folder_of(done, "hf-jobs")
     ctx = api.open_run(api.load_run(folder).dir, Workspace(done.workspace))
