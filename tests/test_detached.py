@@ -4,7 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from support.small_runs import exports, small_recipe
+from support.sandbox_runs import exports, small_recipe
 
 from distillctl.cli.main import cli
 from distillctl.errors import BackendError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.small_runs import exports, small_recipe
+from support.sandbox_runs import exports, small_recipe
 from support.tiny_models import save_tiny_model
 
 from distillctl import answering, api, stages
