@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from distillctl import api
 from distillctl.context import Context, Options
 from distillctl.errors import DistillctlError, Problem, RecipeError, TeacherError, UsageError
+from distillctl.evaluate.wording import settings_text
 from distillctl.pipeline import execute
 from distillctl.plan import Plan, make_plan
 from distillctl.progress import Reporter, Silent
@@ -125,11 +126,6 @@ def settings_of(ctx: Context) -> dict[str, JSON]:
     return dict(ctx.loaded.cell or {})
 
 
-def describe(settings: dict[str, JSON]) -> str:
-    """A cell in words: "student.model a, learning_rate 0.001"."""
-    return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in settings.items())
-
-
 def plan_sweep(cells: Sequence[Context], until: str | None = None) -> SweepPlan:
     """The plan of every cell, with what they share counted once. Raises what `make_plan` raises."""
     made = SweepPlan(Plan(f"{cells[0].recipe.name}, {len(cells)} students", [],
@@ -159,7 +155,8 @@ def run_sweep(cells: Sequence[Context], until: str | None = None) -> Sweep:
     for number, ctx in enumerate(cells, 1):
         cell = Cell(settings_of(ctx), ctx.rundir.name, "not started")
         if not ended:
-            ctx.reporter.note(f"student {number} of {len(cells)}: {describe(cell.settings)}  ({cell.run})")
+            what = settings_text(cell.settings)
+            ctx.reporter.note(f"student {number} of {len(cells)}: {what}  ({cell.run})")
             cell, ended = _run_cell(ctx, cell, until)
         found.append(cell)
     return compare_cells(cells, found)

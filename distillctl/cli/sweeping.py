@@ -74,9 +74,9 @@ def _tell(done: Sweep, as_json: bool) -> None:
 
 def _left(cell: Cell) -> str:
     """What is still to be done about a cell."""
-    from distillctl.sweep import describe
+    from distillctl.evaluate.wording import settings_text
 
-    name = f"{cell.run} ({describe(cell.settings)})"
+    name = f"{cell.run} ({settings_text(cell.settings)})"
     if cell.state == "failed":
         return f"error: {name}: {cell.problems[0] if cell.problems else 'failed'}"
     return {"training": f"{name}: training goes on; the same command comes back to it",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from distillctl.evaluate.comparison_results import ComparedRun, SweetSpot
 from distillctl.evaluate.results import Evaluation
-from distillctl.evaluate.wording import money, percent, plural
+from distillctl.evaluate.wording import money, percent, plural, settings_text
 
 
 def sweet_spot(ranked: Sequence[ComparedRun]) -> SweetSpot:
@@ -28,7 +28,7 @@ def sweet_spot(ranked: Sequence[ComparedRun]) -> SweetSpot:
 
 
 def _called(run: ComparedRun) -> str:
-    how = ", ".join(f"{name} {value}" for name, value in run.settings.items())
+    how = settings_text(run.settings)
     return f"{run.run} ({how})" if how else run.run
 
 

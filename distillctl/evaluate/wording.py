@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from distillctl.evaluate.results import Interval
+from distillctl.types import JSON
 
 
 def percent(share: float) -> str:
@@ -63,3 +65,9 @@ def about(count: int, noun: str) -> str:
 def plural(count: int, noun: str) -> str:
     """"1 item", "1,200 items"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def settings_text(settings: Mapping[str, JSON]) -> str:
+    """Settings by dotted field, in one line: "student.model a, learning_rate 0.001"."""
+    return ", ".join(f"{name.removeprefix('train.')} {'null' if value is None else value}"
+                     for name, value in settings.items())

@@ -25,7 +25,7 @@ def comparison_page(table: ComparisonTable) -> str:
     marked += [(_letter(number), e, False) for number, e in enumerate(table.references)]
     return render(
         "comparison.html.j2", table=table, headline=headline(table.runs), letter=_letter,
-        stamp=words.replay_stamp(table.references), how=facts.how_made, back=facts.paid_back,
+        stamp=words.replay_stamp(table.references), back=facts.paid_back,
         latency_plot=_scatter(marked, "latency"), cost_plot=_scatter(marked, "cost"))
 
 

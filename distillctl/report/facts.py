@@ -186,12 +186,6 @@ def scenario_table(found: Economics) -> tuple[list[str], list[list[str]]]:
         words.paid_back(one, found.training_usd)] for one in found.scenarios]
 
 
-def how_made(run: ComparedRun) -> str:
-    """In what its student and training differ from those of the other runs: "learning_rate 0.002"."""
-    return ", ".join(f"{name.removeprefix('train.')} {words.number(value)}"
-                     for name, value in run.settings.items())
-
-
 def paid_back(run: ComparedRun) -> str:
     """When the student pays back what it cost to get, as measured."""
     found = run.economics

@@ -47,7 +47,7 @@ def markdown_comparison(table: ComparisonTable) -> str:
     columns = ["Run", "Verdict", "On dev", measure, "Drop", "Median latency", "Speed-up",
                "Per 1,000 requests", "Paid back after"]
     rows = [[
-        f"{one.run} ({facts.how_made(one) or one.student.model})",
+        f"{one.run} ({words.settings_text(one.settings) or one.student.model})",
         one.verdict.word + ("" if one.verdict.settled else ", not settled"), *_figures(one.student),
         f"{words.points(one.drop.value)} {words.points_range(one.drop)}", facts.median(one.student).value,
         words.times(one.speedup), facts.cost(one.student).value, facts.paid_back(one)] for one in table.runs]

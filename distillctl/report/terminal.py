@@ -125,8 +125,9 @@ def runs_table(compared: ComparisonTable) -> RenderableType:
         made.add_column(name, overflow="fold")
     for one in compared.runs:
         back = f"paid back: {facts.paid_back(one)}" if one.economics else ""
+        how = words.settings_text(one.settings) or one.student.model
         made.add_row(
-            _under(_text(one.run), facts.how_made(one) or one.student.model), _word(one.verdict, "\n"),
+            _under(_text(one.run), how), _word(one.verdict, "\n"),
             _accuracy(one.student, compared),
             _fact(facts.Fact(words.points(one.drop.value), words.points_range(one.drop))),
             _speed_and_cost(one.student, one.speedup, back))
@@ -180,7 +181,7 @@ def _totals(plan: Plan) -> list[Text]:
 
 def sweep_plan_table(made: SweepPlan) -> RenderableType:
     """What a sweep would do, student by student, and what it comes to."""
-    from distillctl.sweep import describe, trainings
+    from distillctl.sweep import trainings
 
     total = made.total
     shown = _table(f"Plan of {total.run}")
@@ -190,7 +191,7 @@ def sweep_plan_table(made: SweepPlan) -> RenderableType:
     for settings, plan in made.cells:
         counts = {word: sum(row.action == word for row in plan.rows) for word in ("run", "reuse", "share")}
         stages = ", ".join(f"{count} to {word}" for word, count in counts.items() if count)
-        shown.add_row(_text(describe(settings)), _text(plan.run), str(trainings(plan)), stages,
+        shown.add_row(_text(words.settings_text(settings)), _text(plan.run), str(trainings(plan)), stages,
                       words.UNKNOWN if plan.usd is None else words.money(plan.usd[1]))
     notes = dict.fromkeys(f"{row.stage}: {note}" for _, plan in made.cells for row in plan.rows
                           for note in row.notes)

@@ -22,6 +22,7 @@ from distillctl.evaluate.results import (
     Verdict,
 )
 from distillctl.evaluate.wording import plural as plural
+from distillctl.evaluate.wording import settings_text as settings_text
 
 UNKNOWN = "unknown"
 NOT_APPLICABLE = "–"
