@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from support.jobs import PROGRAM, Bench, in_child
+from support.children import Children
+from support.jobs import PROGRAM, Bench
 from support.loopback import Provider
 
 from distillctl.backend import StudentRef
@@ -22,6 +23,13 @@ def names_in(folder):
     return [path.name for path in folder.iterdir()]
 
 
+@pytest.fixture(scope="module")
+def children():
+    children = Children(PROGRAM)
+    yield children
+    children.close()
+
+
 @pytest.fixture
 def provider():
     with Provider() as provider:
@@ -29,11 +37,11 @@ def provider():
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_run_goes_on_with_the_same_job(tmp_path, provider, point):
-    killed = in_child(tmp_path, provider.url, crash_at=point)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    again = in_child(tmp_path, provider.url)
-    assert again.returncode == 0, again.stderr
+def test_a_killed_run_goes_on_with_the_same_job(tmp_path, provider, children, point):
+    killed = children.run(tmp_path, provider.url, crash_at=point)
+    assert killed.returncode == -signal.SIGKILL, killed.output
+    again = children.run(tmp_path, provider.url)
+    assert again.returncode == 0, again.output
     assert (provider.creates(), provider.jobs()) == (1, 1)
     assert names_in(tmp_path / "student") == ["receipt.json"]
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -41,23 +49,23 @@ def test_a_killed_run_goes_on_with_the_same_job(tmp_path, provider, point):
         assert ledger.spent("recipe/run").usd == provider.cost
 
 
-def test_killed_twice_it_is_still_one_job(tmp_path, provider):
+def test_killed_twice_it_is_still_one_job(tmp_path, provider, children):
     for point in ("after-submit", "during-poll"):
-        assert in_child(tmp_path, provider.url, crash_at=point).returncode == -signal.SIGKILL
-    assert in_child(tmp_path, provider.url).returncode == 0
+        assert children.run(tmp_path, provider.url, crash_at=point).returncode == -signal.SIGKILL
+    assert children.run(tmp_path, provider.url).returncode == 0
     assert provider.jobs() == 1
 
 
-def test_killed_after_a_lost_reply_it_is_still_one_job(tmp_path, provider):
+def test_killed_after_a_lost_reply_it_is_still_one_job(tmp_path, provider, children):
     provider.break_next_create("lost_reply")
-    assert in_child(tmp_path, provider.url, crash_at="during-poll").returncode == -signal.SIGKILL
-    assert in_child(tmp_path, provider.url).returncode == 0
+    assert children.run(tmp_path, provider.url, crash_at="during-poll").returncode == -signal.SIGKILL
+    assert children.run(tmp_path, provider.url).returncode == 0
     assert (provider.creates(), provider.jobs()) == (1, 1)
 
 
-def test_no_crash_without_the_testing_switch(tmp_path, provider, monkeypatch):
-    monkeypatch.delenv("DISTILLCTL_TESTING")
-    assert in_child(tmp_path, provider.url, crash_at="after-intent").returncode == 0
+def test_no_crash_without_the_testing_switch(tmp_path, provider, children):
+    done = children.run(tmp_path, provider.url, crash_at="after-intent", testing="")
+    assert done.returncode == 0, done.output
 
 
 def test_two_runs_at_once_make_one_job(tmp_path, provider):

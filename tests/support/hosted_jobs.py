@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sandbox_bench import SECRET, Children, SandboxBench
+from support.children import Children
+from support.sandbox_bench import PROGRAM, SECRET, SandboxBench
 
 from distillctl.errors import BackendError
 from distillctl.sandbox.faults import Fault
@@ -61,7 +62,7 @@ class HostedJobs:
     @pytest.fixture(scope="class")
     @classmethod
     def children(cls) -> Iterator[Children]:
-        children = Children(cls.backend)
+        children = Children(PROGRAM, cls.backend)
         yield children
         children.close()
 
@@ -70,9 +71,9 @@ class HostedJobs:
             self, tmp_path, sandbox, settings, children, point):
         """And the key is in no file, the provider's among them, and in no output."""
         workspace = tmp_path / "workspace"
-        killed = children.run(workspace, settings, crash_at=point)
+        killed = children.run(workspace, [self.backend, settings], crash_at=point)
         assert killed.returncode == -signal.SIGKILL, killed.output
-        again = children.run(workspace, settings)
+        again = children.run(workspace, [self.backend, settings])
         assert again.returncode == 0, again.output
         assert (sandbox.creates(), sandbox.jobs(), len(sandbox.store.charges())) == (1, 1, 1)
         assert SECRET not in killed.output + again.output

@@ -1,19 +1,17 @@
 """A bench for the job loop: a real ledger, the loopback service, and a clock that jumps when slept on.
 
-Run as a program, it trains once against a service, so that a test can kill it at a crash point:
-`jobs.py FOLDER URL`.
+As a program, `jobs.py FOLDER URL` trains and collects once, and `jobs.py` in children (`support.children`).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.children import serve
 from support.loopback import LoopbackBackend, LoopbackSettings
 
 from distillctl import jobs
@@ -83,16 +81,14 @@ class Bench:
         return [event.message for event in self.events if event.level == "warning"]
 
 
-def in_child(folder: Path, url: str, crash_at: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Train and collect in a process of its own, which kills itself at `crash_at`."""
-    env = {name: value for name, value in os.environ.items() if name != "DISTILLCTL_CRASH_AT"}
-    if crash_at:
-        env["DISTILLCTL_CRASH_AT"] = crash_at
-    return subprocess.run([sys.executable, __file__, str(folder), url], env=env, capture_output=True,
-                          text=True, timeout=60)
+def train_and_collect(folder: Path, url: str) -> None:
+    bench = Bench(folder, url)
+    bench.clock.now += sum(1000.0 for _ in bench.rows())  # a later run is later
+    bench.collect(bench.train())
 
 
 if __name__ == "__main__":
-    bench = Bench(Path(sys.argv[1]), sys.argv[2])
-    bench.clock.now += sum(1000.0 for _ in bench.rows())  # a later run is later
-    bench.collect(bench.train())
+    if sys.argv[1:]:
+        train_and_collect(Path(sys.argv[1]), sys.argv[2])
+    else:
+        serve(train_and_collect)
