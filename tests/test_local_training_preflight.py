@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,54 @@ def test_memory_follows_the_base_the_adapter_and_the_tokens() -> None:
 def test_qlora_needs_what_is_known_of_it(facts: ModelFacts, low: float, high: float) -> None:
     """Four rows of 2,048 tokens with checkpointing, as people report it: 6 to 8 GB and 10 to 12 GB."""
     assert low < Memory(facts, TrainSpec(), 2, bits=4).checkpointed(4 * 2048) / 1e9 < high
+
+
+_MEASURE = """
+import resource, sys, torch
+from distillctl_local.data import Row
+from distillctl_local.losses import next_token
+from distillctl_local.models import facts_of
+from distillctl_local.prefix import accumulate
+from distillctl_local.preflight import Memory, _at_once
+from distillctl_local.settings import LocalSettings
+from distillctl_local.sharing import share_prefixes
+from distillctl_local.trainer import add_adapter
+from distillctl.recipe.models import TrainSpec
+from support.tiny_models import tiny_model
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+family, dtype, length, shared = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+torch.nn.Linear(8, 8)(torch.ones(1, 8))
+spec = TrainSpec()
+add_adapter(tiny_model(family), spec)  # what it imports is not counted
+before = peak()
+model = tiny_model(family, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+                   num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=4000,
+                   max_position_embeddings=2048).to(dtype)
+facts = facts_of(model.config, parameters=sum(p.numel() for p in model.parameters()))
+adapted = add_adapter(model, spec)
+rows = [Row([*range(10, 110), *[200 + n] * (length + n % 7), 5, 2], [5, 2]) for n in range(16)]
+rows = share_prefixes(rows, 16) if shared == "shared" else rows
+optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
+for _ in range(2):
+    accumulate(model, rows, 8192, next_token)
+    optimizer.step()
+    optimizer.zero_grad()
+libraries = 2**30
+memory = Memory(facts, spec, dtype.itemsize)
+print((peak() - before) / (memory.kept(*_at_once(rows, spec, LocalSettings(), False)) - libraries))
+"""
+
+
+@pytest.mark.parametrize("what", ["qwen3 bfloat16 120 shared", "phi3 float32 30 whole"])
+def test_the_peak_that_is_measured_is_about_the_one_that_is_foretold(what: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _MEASURE, *what.split()], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    assert 0.5 < float(done.stdout) < 1.15, done.stdout
 
 
 def test_linear_layers_are_counted_as_the_model_has_them() -> None:

@@ -5,12 +5,15 @@ tokenizer where its file is at hand, the chat template's tokens estimated; else 
 
 Memory, in bytes, for a base whose linear layers have N numbers of b bytes each and whose other M numbers
 (embeddings) have c bytes, an adapter of A parameters in fp32 with its gradient and Adam's two moments, T
-tokens computed at once, L layers of width h and feed-forward width f, S supervised tokens and a vocabulary V:
+tokens computed at once, L layers of width h and feed-forward width f with a heads, K pairs of tokens of
+which one attends to the other, S supervised tokens and a vocabulary V:
 
-    N·b + M·c + 16·A + T·L·(10·h + 4·f)·c + 12·S·V + 1 GiB for the libraries
+    N·b + M·c + 16·A + L·(T·(16·h·c + 16·h + 4·f·c) + 2·K·a·c) + 12·S·V + 1 GiB for the libraries
 
-With gradient checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·(L·h +
-10·h + 4·f)·c. In 4 bits b is 0.53, because every 64 numbers share a scale.
+The 16·h without c are the norms, in fp32. Attention on a GPU keeps nothing a pair. With gradient
+checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·L·h·c + T·(16·h·c +
+16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. A test holds measured peaks
+against it.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None))
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
-              else memory.kept(_at_once(rows, job.train, settings)))
+              else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
     problems += _memory_problems(needed, model, on_gpu)
     notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}")
     problems += _disk_problems(facts, job.train, env.workspace)
@@ -142,9 +145,10 @@ class Memory:
     width: int
     bits: int | None = None
 
-    def kept(self, tokens: float) -> float:
-        """With all activations of `tokens` tokens kept for the backward pass."""
-        return self._fixed() + tokens * self.facts.layers * self._layer()
+    def kept(self, tokens: float, pairs: float = 0) -> float:
+        """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
+        scores = 2 * pairs * self.facts.heads * self.width
+        return self._fixed() + self.facts.layers * (tokens * self._layer() + scores)
 
     def checkpointed(self, tokens: float) -> float:
         """With gradient checkpointing."""
@@ -152,7 +156,8 @@ class Memory:
         return self._fixed() + tokens * (facts.layers * facts.hidden_size * self.width + self._layer())
 
     def _layer(self) -> float:
-        return (10 * self.facts.hidden_size + 4 * self.facts.intermediate_size) * self.width
+        hidden, inner = self.facts.hidden_size, self.facts.intermediate_size
+        return 16 * hidden * (self.width + 1) + 4 * inner * self.width
 
     def _fixed(self) -> float:
         facts = self.facts
@@ -197,10 +202,18 @@ def _too_long(rows: Sequence[Row], limit: int) -> list[Problem]:
     return [*found, Problem(f"and {len(long) - 10} more rows are too long")] if len(long) > 10 else found
 
 
-def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings) -> float:
-    """Most tokens that are computed at once, a prefix included."""
-    longest = sorted((row.rest for row in rows), reverse=True)[:train.batch_size]
-    return max(row.prefix for row in rows) + max(longest[0], min(settings.micro_tokens, sum(longest)))
+def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
+             on_gpu: bool) -> tuple[float, float]:
+    """Most tokens that are computed at once, a prefix included, and the pairs that attention keeps."""
+    longest = sorted(rows, key=lambda row: row.rest, reverse=True)[:train.batch_size]
+    tokens, pairs = 0, 0
+    for row in longest:
+        if tokens and tokens + row.rest > settings.micro_tokens:
+            break
+        tokens += row.rest
+        pairs += row.rest * (row.prefix + row.rest)
+    prefix = max(row.prefix for row in rows)
+    return prefix + tokens, 0 if on_gpu else prefix**2 + pairs
 
 
 def _memory_problems(needed: float, model: str, on_gpu: bool) -> list[Problem]:
