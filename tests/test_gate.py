@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support import small_runs
 from support.evaluating import examples, gold, judged
 from support.recipe import GOOD
 
@@ -154,12 +154,11 @@ def test_the_command_exits_with_1_and_names_the_gate_that_failed(tmp_path: Path)
 
 def test_a_real_run_passes_or_fails_by_the_gates_it_kept(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(Path(__file__).parents[1] / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
-    run = ("run", "recipes/routing.yaml", "--backend", "linear", "--set", "baseline=null", "--json")
-    name = json.loads(call(*run, "--set", "gates.min_accuracy=0.2").stdout)["run"]
+    right = small_runs.gold
+    name = small_runs.small_run(tmp_path, right, right, gates={"min_accuracy": 0.2}).name
     assert call("gate", name, "--json").exit_code == 0
-    call(*run, "--set", "gates.min_accuracy=0.999")
+    call("run", "recipe.yaml", "--set", "gates.min_accuracy=0.999", "--json")
     failed = call("gate", name, "--json")
     assert failed.exit_code == 1
     assert json.loads(failed.stdout)["gates"][0]["gate"] == "min_accuracy"

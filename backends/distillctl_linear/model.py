@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from distillctl.errors import Problem, StorageError, StudentError
 from distillctl.store.files import atomic_write, read_json, write_json
@@ -94,7 +95,8 @@ def fit(prompts: Sequence[Sequence[Message]], answers: Sequence[str], c: float) 
     texts = [_varying(prompt, template) for prompt in prompts]
     views = [_vectorizer(n).fit(_viewed(n, texts)) for n in range(len(VIEWS))]
     features = _features(views, prompts, template)
-    fitted = LogisticRegression(C=c, max_iter=5000).fit(features, list(answers))
+    with threadpool_limits(1):  # its many small products are slower on more threads, far slower beside others
+        fitted = LogisticRegression(C=c, max_iter=5000).fit(features, list(answers))
     weights, intercept = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # one row of weights, for the second class against the first
         weights, intercept = np.vstack([0 * weights, weights]), np.concatenate([0 * intercept, intercept])
