@@ -199,6 +199,10 @@ class Unreachable(Exception):
         self.retry_after = retry_after
 
 
+class NotYet(Unreachable):
+    """The backend answered that it is not ready, as while it looks at an upload: to be asked again."""
+
+
 @dataclass(frozen=True)
 class BackendEnv:
     """What the core lends a backend. workspace: the folder for its own files, `.distillctl/<name>/`.

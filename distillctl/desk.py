@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distillctl.backend import Ambiguous, JobEvent, JobService, Rejected, Unreachable
+from distillctl.backend import Ambiguous, JobEvent, JobService, NotYet, Rejected, Unreachable
 from distillctl.errors import BackendError, DistillctlError, Problem, StorageError
 from distillctl.secrets import redact
 from distillctl.store.files import digest_json, exclusive_lock
@@ -84,24 +84,29 @@ class Desk:
     def insist(self, token: str | None, patience: float, method: str, *args: Any) -> Any:
         """Ask until the backend can be reached; BackendError after `patience` seconds without."""
         since: float | None = None
-        tries = 0
+        tries, waiting, unreachable = 0, False, False
         while True:
             try:
                 answer = self.ask(method, *args)
             except Unreachable as error:
                 now = self.clock()
-                if since is None:
-                    since = now
-                    self.say(token, f"unreachable since {at(since)} ({error}): asking again, the job is not "
+                since = now if since is None else since
+                if isinstance(error, NotYet):
+                    if not waiting:
+                        self.say(token, f"waiting: {error}")
+                    waiting = True
+                elif not unreachable:
+                    self.say(token, f"unreachable since {at(now)} ({error}): asking again, the job is not "
                                     f"touched", "warning")
-                elif now - since > patience:
+                    unreachable = True
+                if now - since > patience:
                     raise BackendError(Problem(
                         redact(f"unreachable since {at(since)}: {error}"), where=self.where,
                         hint="nothing was changed or cancelled; run again when it can be reached")) from error
                 self.sleep(pause(tries, error.retry_after))
                 tries += 1
             else:
-                if since is not None:
+                if unreachable:
                     self.say(token, f"reachable again after {self.clock() - since:.0f} s")
                 return answer
 

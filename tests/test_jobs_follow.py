@@ -5,7 +5,7 @@ from support.jobs import Bench
 from support.loopback import Provider
 
 from distillctl import jobs
-from distillctl.backend import Snapshot
+from distillctl.backend import NotYet, Snapshot, Unreachable
 from distillctl.errors import BackendError
 
 
@@ -39,6 +39,21 @@ def test_half_an_hour_of_outage_changes_nothing(bench, provider):
     assert bench.follow(row).state == "succeeded"
     assert (provider.creates(), provider.cancels) == (1, [])
     assert any("unreachable since" in text for text in bench.warnings())
+
+
+def test_an_upload_that_is_looked_at_is_waited_for_and_not_called_unreachable(bench, monkeypatch):
+    stage = bench.backend.stage
+    replies = [NotYet("being validated"), NotYet("being validated"), Unreachable("503")]
+
+    def slowly(job):
+        if replies:
+            raise replies.pop(0)
+        return stage(job)
+
+    monkeypatch.setattr(bench.backend, "stage", slowly)
+    assert bench.train().state == "succeeded"
+    told = [event.message.partition(" since")[0] for event in bench.events]
+    assert [told.count(one) for one in ("waiting: being validated", "unreachable")] == [1, 1]
 
 
 def test_an_outage_is_told_once_and_its_end_too(bench, provider):

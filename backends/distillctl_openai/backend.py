@@ -20,6 +20,7 @@ from distillctl.backend import (
     JobEvent,
     JobHandle,
     JobState,
+    NotYet,
     Preflight,
     Rejected,
     Snapshot,
@@ -79,7 +80,7 @@ class OpenAIBackend:
             file = self._uploaded(service, f"{upload}.jsonl", len(data)) or self._upload(
                 service, f"{upload}.jsonl", data)
         if file.get("status") in _NOT_YET and self._env.clock() - _seconds(file) < _SETTLING_S:
-            raise Unreachable(f"file {file['id']} is still being processed", 2.0)
+            raise NotYet(f"file {file['id']} is still being processed", 2.0)
         return Staged({"file": file["id"], "upload": upload})
 
     def submit(self, job: TrainJob, staged: Staged, token: str) -> JobHandle:

@@ -21,6 +21,7 @@ from distillctl.backend import (
     JobEvent,
     JobHandle,
     JobState,
+    NotYet,
     Preflight,
     Rejected,
     Snapshot,
@@ -258,7 +259,7 @@ class TogetherBackend:
             if isinstance(created, int | float) and self._env.clock() - created > UPLOAD_PATIENCE_S:
                 service.read(service.sdk.files.with_raw_response.delete, file_id)
                 raise Unreachable(f"file {file_id} was never validated ({status}): uploading it anew", 1.0)
-            raise Unreachable(f"file {file_id} is being validated ({status})", 1.0)
+            raise NotYet(f"file {file_id} is being validated ({status})", 1.0)
 
     def _price(self, service: Service, job: TrainJob, file_id: str,
                arguments: dict[str, JSON]) -> float | None:
@@ -272,7 +273,7 @@ class TogetherBackend:
                 raise Rejected(f"{self._settings.host} says: {failed}") from failed
             raise unreachable(failed) from failed
         if found.get("unavailable_reason") == "train_file_not_validated":
-            raise Unreachable(f"file {file_id} is not validated yet", 1.0)
+            raise NotYet(f"file {file_id} is not validated yet", 1.0)
         if found.get("unavailable_reason") == "train_file_invalid":
             raise Rejected(f"{self._settings.host} finds file {file_id} invalid")
         usd = found.get("estimated_total_price")
