@@ -3,12 +3,15 @@ level."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.evaluating import falling
 
+from distillctl.evaluate import stats
 from distillctl.evaluate.cascade import Sure, bound
 from distillctl.evaluate.threshold import Walk, dev_needed
 
@@ -160,3 +163,14 @@ def test_the_bound_on_test_holds_at_its_level_though_dev_chose_the_threshold():
     assert kept > 1900
     assert failed / kept <= level + 3 * (level * (1 - level) / kept) ** 0.5
     assert failed > 0  # a bound that never fails is no bound of this level
+
+
+def test_the_docs_table_of_dev_items_is_what_the_test_allows():
+    text = (Path(__file__).parents[1] / "docs/thresholds.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (none is few enough|\d+) \| (none is few enough|\d+) \|$", text, re.M)
+    assert len(rows) == 6
+    for items, *allowed in rows:
+        n, losses = int(items.replace(",", "")), np.arange(100.0)
+        for said, margin in zip(allowed, (0.05, 0.02), strict=True):
+            count = int(stats.drop_within(losses, 0 * losses, n, margin, 0.95).sum())
+            assert said == (str(count - 1) if count else "none is few enough")
