@@ -4,7 +4,8 @@
 
 RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
 untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
-which a way's parsed answer is that of the first way. Run it on an idle machine.
+which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that nobody's answers
+are measured against rounding. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from distillctl.task import Task
 from distillctl.types import Message, Request
 
 WAYS = {
+    "loop-fp32": "transformers + PEFT in fp32, one generate call per example",
     "loop": "transformers + PEFT, one generate call per example",
     "loop-batched": "transformers + PEFT, generate on padded batches of 16",
     "one": "distillctl, one at a time",
@@ -81,7 +83,8 @@ def measure(way: str, student: StudentRef, folder: Path, task: Task,
             prompts: Prompts) -> tuple[list[str | None], float]:
     """What one way answers, and how long it takes in seconds; loading and warming up are not counted."""
     if way.startswith("loop"):
-        answer = tutorial(student, folder, batch=16 if way == "loop-batched" else 1)
+        answer = tutorial(student, folder, batch=16 if way == "loop-batched" else 1,
+                          dtype="float32" if way == "loop-fp32" else "auto")
         answer(prompts[:WARM])
         return timed(answer, prompts)
     from distillctl_local.predictor import open_local
@@ -111,14 +114,16 @@ async def ask(predictor: Any, prompts: Prompts, size: int) -> list[str | None]:
     return [answer.output for answer in answers]
 
 
-def tutorial(student: StudentRef, folder: Path, batch: int) -> Callable[[Prompts], list[str | None]]:
-    """The usual loop: load, add the adapter, encode, generate, decode; in the weights' own precision."""
+def tutorial(student: StudentRef, folder: Path, batch: int,
+             dtype: str) -> Callable[[Prompts], list[str | None]]:
+    """The usual loop: load, add the adapter, encode, generate, decode. dtype: "auto" is the weights' own,
+    bf16 as a rule; "float32" is what a trainer that was given a name loads."""
     import torch
     from distillctl_local.encode import Encoder
     from distillctl_local.models import load_base, load_tokenizer
 
     tokenizer = load_tokenizer(student.model)
-    model = load_base(student.model, dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load_base(student.model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     if student.kind == "adapter":
         model.load_adapter(str(folder / (student.path or ".")))
     encoder = Encoder(tokenizer)
