@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,serve,text,embedding,pii,parquet,dev
 
-.PHONY: setup demo test test-sdks bench-train
+.PHONY: setup demo test test-sdks bench-train bench-eval bench-serve bench-export
 
 setup: $(VENV)/.installed
 
@@ -32,3 +32,13 @@ test-sdks: setup
 
 bench-train: setup
 	$(BIN)/python benchmarks/bench_train.py --prefix 0 400
+
+# The last run of the routing recipe (make demo), or another: make bench-eval RUN=runs/RECIPE/RUN
+RUN ?= $(shell ls -td runs/routing/*/ 2>/dev/null | head -n 1)
+
+bench-eval: setup
+	$(BIN)/python benchmarks/bench_eval.py $(RUN)
+
+bench-serve bench-export: bench-%: setup
+	@test -n "$(RUN)" || { echo "there is no run: make demo, or RUN=runs/RECIPE/RUN"; exit 2; }
+	$(BIN)/python benchmarks/bench_$*.py $(RUN)

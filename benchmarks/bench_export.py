@@ -59,7 +59,7 @@ def main() -> None:
         export_run(ctx, "merged", merged, verify=False)
         for dtype in ("float32", "bfloat16"):
             texts, seconds = transformers_answers(merged, dtype, prompts)
-            tell(f"merged, plain transformers in {dtype}", values(ctx, texts), wanted, examples, "100%", seconds)
+            tell(f"merged, plain transformers in {dtype}", values(ctx, texts), wanted, examples, "", seconds)
         for numbers in args.numbers:
             file = Path(folder) / numbers
             export_run(ctx, "gguf", file, numbers=numbers, verify=False)

@@ -31,7 +31,8 @@ from distillctl.types import JSON, Example, Prediction, Predictor
 
 GROUP = "distillctl.exporters"
 Form = Literal["adapter", "merged", "gguf", "ollama", "vllm"]
-Numbers = Literal["q8_0", "f16", "bf16"]
+Numbers = Literal["q8_0", "bf16", "f16", "f32"]
+USUAL: dict[str, Numbers] = {"merged": "bf16", "gguf": "q8_0", "ollama": "q8_0"}
 FORMS: tuple[str, ...] = get_args(Form)
 CONVERTED = ("merged", "gguf", "ollama")  # the weights are written anew, so they are checked unless told not
 MOST_CHANGED = 0.02
@@ -41,7 +42,7 @@ _ALIKE = 0.9  # ROUGE-L from which two free texts count as the same answer
 @dataclass(frozen=True)
 class ExportJob:
     """What is to be exported. folder: where the student's files lie. name: of the run, `<recipe>/<run>`.
-    numbers: how a GGUF stores weights."""
+    numbers: how weights that are written anew are stored."""
 
     student: StudentRef
     folder: Path
@@ -109,20 +110,25 @@ class ExportReport:
         return made
 
 
-def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers = "q8_0",
+def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None = None,
                verify: bool | None = None, most_changed: float = MOST_CHANGED) -> ExportReport:
     """Export a finished run's student into a new folder.
 
-    verify: let what was exported answer the test split; None: where weights are written anew. Raises
-    UsageError (folder in use, hosted student, no exporter), StudentError, StorageError.
+    numbers: how weights are stored, None: as is usual for the form. verify: let what was exported answer the
+    test split; None: where weights are written anew. Raises UsageError (folder in use, hosted student, no
+    exporter, numbers that the form has not), StudentError, StorageError.
     """
+    if numbers is not None and (form not in CONVERTED or (form, numbers) == ("merged", "q8_0")):
+        raise UsageError(Problem(f"a student exported as {form} has no such numbers", "--numbers",
+                                 value=numbers, hint="merged has bf16, f16 and f32; gguf and ollama have "
+                                                     "q8_0 too; the others keep the adapter's"))
     student = stages.student_ref(ctx, "student")
     exporter = find_exporter(student, ctx.path("student"))
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UsageError(Problem("is there already, and is not written over", "--output", value=str(into),
                                  hint="name a new folder"))
     job = ExportJob(student, ctx.path("student"), ctx.task, ctx.recipe.evaluate, ctx.rundir.name, form,
-                    numbers)
+                    numbers or USUAL.get(form, "bf16"))
     partial = into.with_name(f".{into.name}.partial")
     ctx.reporter.note(f"exporting {job.name} as {form}")
     try:

@@ -58,18 +58,29 @@ def test_every_form_answers_as_the_student_does(run: Context, tmp_path: Path, fo
     assert not list(tmp_path.glob(".*"))
 
 
-def test_merged_weights_answer_alike_in_plain_transformers(run: Context, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("numbers", "dtype"), [
+    ((), torch.bfloat16), (("--numbers", "f16"), torch.float16), (("--numbers", "f32"), torch.float32)])
+def test_merged_weights_answer_alike_in_plain_transformers(
+        run: Context, tmp_path: Path, numbers: tuple[str, ...], dtype: torch.dtype) -> None:
     """With the folder's own chat template and tokenizer: the likeliest label is the student's answer."""
-    assert call(run, "merged", tmp_path / "out").exit_code == 0
+    assert call(run, "merged", tmp_path / "out", "--no-verify", *numbers).exit_code == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {dtype}
     end = model.generation_config.eos_token_id
     labels = [[*tokenizer(label).input_ids, end] for label in run.task.labels]
     for example, was in zip(run.examples("test"), run.predictions("student", "test"), strict=True):
         ids = tokenizer.apply_chat_template(run.task.render(example.fields), add_generation_prompt=True)
         scores = plain_scores(model.float(), ids["input_ids"], labels)
         assert run.task.labels[int(scores.argmax())] == was.value
+
+
+@pytest.mark.parametrize(("form", "numbers"), [("merged", "q8_0"), ("adapter", "f16"), ("vllm", "f16")])
+def test_numbers_that_a_form_has_not_are_refused(run: Context, tmp_path: Path, form: str,
+                                                 numbers: str) -> None:
+    with pytest.raises(UsageError, match="no such numbers"):
+        export.export_run(run, form, tmp_path / "out", numbers=numbers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_generation_stops_at_the_templates_end_token(run: Context, tmp_path: Path) -> None:
@@ -117,7 +128,7 @@ def test_free_texts_that_are_nearly_alike_count_as_the_same() -> None:
     assert not same(*words[:15], *("other",) * 5)
 
 
-@pytest.mark.parametrize("numbers", ["q8_0", "f16", "bf16"])
+@pytest.mark.parametrize("numbers", ["q8_0", "f16", "bf16", "f32"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_a_gguf_read_back_has_the_models_logits(tmp_path: Path, family: str, numbers: str) -> None:
     # transformers reads a Qwen 3 with heads of 128, which all of them have
@@ -130,7 +141,7 @@ def test_a_gguf_read_back_has_the_models_logits(tmp_path: Path, family: str, num
     with torch.inference_mode():
         before, after = model(ids).logits, again(ids).logits
     error = float((before - after).norm() / before.norm())
-    assert error < {"q8_0": 0.02, "f16": 1e-3, "bf16": 0.01}[numbers]
+    assert error < {"q8_0": 0.02, "f16": 1e-3, "bf16": 0.01, "f32": 1e-6}[numbers]
 
 
 def test_a_gguf_names_tokens_template_and_end(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""A local student as files for other programs: adapter, merged 16-bit weights, GGUF, Ollama, vLLM.
+"""A local student as files for other programs: adapter, merged weights, GGUF, Ollama, vLLM.
 
-The merged and GGUF forms start from the 16-bit base, loaded anew: an adapter is never merged into weights
-that were quantised for training.
+The merged and GGUF forms start from the base's own weights, loaded anew: an adapter is never merged into
+weights that were quantised for training. The sums of base and adapter are made in 32 bits and rounded once,
+when they are written.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def _adapter(job: ExportJob, into: Path) -> Exported:
 
 
 def _merged(job: ExportJob, into: Path) -> Exported:
+    import torch
+
     model, encoder = _load(job)
+    model.to({"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.numbers])
     stops = sorted({encoder.end_id, encoder.tokenizer.eos_token_id} - {None})
     generation = model.generation_config
     generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
@@ -58,7 +62,7 @@ def _merged(job: ExportJob, into: Path) -> Exported:
 
 
 def _gguf(job: ExportJob, into: Path) -> Exported:
-    return _write_gguf(job, *_load(job, whole=True), into)
+    return _write_gguf(job, *_load(job), into)
 
 
 def _write_gguf(job: ExportJob, model: PreTrainedModel, encoder: Encoder, into: Path) -> Exported:
@@ -73,7 +77,7 @@ def _ollama(job: ExportJob, into: Path) -> Exported:
     from distillctl_local.export_ollama import modelfile
     from distillctl_local.models import facts_of
 
-    model, encoder = _load(job, whole=True)
+    model, encoder = _load(job)
     text = modelfile(encoder, job, GGUF, facts_of(model.config).context)
     (into / "Modelfile").write_text(text, encoding="utf-8")
     made = _write_gguf(job, model, encoder, into)
@@ -122,15 +126,13 @@ def _served(job: ExportJob) -> str:
     return job.name.replace("/", "-")
 
 
-def _load(job: ExportJob, *, whole: bool = False) -> tuple[PreTrainedModel, Encoder]:
-    """The student as one plain model, and its encoder. whole: the sums of base and adapter in 32 bits, so
-    that they are rounded once, when they are written; else in 16."""
+def _load(job: ExportJob) -> tuple[PreTrainedModel, Encoder]:
+    """The student as one plain model in 32 bits, and its encoder."""
     import torch
 
     from distillctl_local.predictor import load_student
 
-    model, encoder, _ = load_student(job.student, job.folder, device="cpu",
-                                     dtype=torch.float32 if whole else torch.bfloat16)
+    model, encoder, _ = load_student(job.student, job.folder, dtype=torch.float32, device="cpu")
     return model, encoder
 
 

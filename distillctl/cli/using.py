@@ -130,19 +130,19 @@ def serve(run: str, host: str, port: int, api_key_env: str | None, max_body: int
 @click.argument("run")
 @click.option("--to", "form", required=True,
               type=click.Choice(["adapter", "merged", "gguf", "ollama", "vllm"]),
-              help="adapter: LoRA as PEFT reads it; merged: 16-bit safetensors; gguf: for llama.cpp; ollama: "
+              help="adapter: LoRA as PEFT reads it; merged: whole safetensors; gguf: for llama.cpp; ollama: "
                    "that with a Modelfile; vllm: files and a command line.")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="A new folder.")
-@click.option("--numbers", type=click.Choice(["q8_0", "f16", "bf16"]), default="q8_0", show_default=True,
-              help="How a GGUF stores weights.")
+@click.option("--numbers", type=click.Choice(["q8_0", "bf16", "f16", "f32"]),
+              show_default="q8_0 in a GGUF, bf16 merged", help="How weights are stored.")
 @click.option("--verify/--no-verify", default=None, show_default="yes for merged, gguf and ollama",
               help="Let what was exported answer the test split, beside the student.")
 @click.option("--max-changed", type=click.FloatRange(0, 1), default=0.02, show_default=True,
               help="Largest share of test items that may then be answered differently; more is exit code 1.")
 @workspace_option
 @json_option
-def export(run: str, form: str, output: Path, numbers: str, verify: bool | None, max_changed: float,
+def export(run: str, form: str, output: Path, numbers: str | None, verify: bool | None, max_changed: float,
            workspace: Path, as_json: bool) -> None:
     """Write a run's student as files for other programs, and check that it still answers as it did."""
     from distillctl.export import export_run
