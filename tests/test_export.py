@@ -108,7 +108,10 @@ def test_what_answers_otherwise_is_an_error_and_kept(run: Context, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["structured", "text"])
-def test_other_kinds_of_tasks_are_checked_too(base: StudentRef, tmp_path: Path, kind: str) -> None:
+def test_other_kinds_of_tasks_are_checked_too(base: StudentRef, tmp_path: Path, kind: str,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    # in bf16 a random model's next word hangs on what else is in its batch
+    monkeypatch.setattr("distillctl_local.hardware.cpu_computes_bf16", lambda: False)
     run = tiny_run(tmp_path / "workspace", base, kind)
     done = call(run, "adapter", tmp_path / "out", "--verify", "--json")
     found = json.loads(done.stdout)["check"]
