@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import pytest
 from google import genai
@@ -72,8 +73,9 @@ def bucket(sandbox):
 
 
 def bucket_of(url, token="a-token"):
-    return storage.Client(project="sandbox-project", credentials=Credentials(token=token),
-                          client_options={"api_endpoint": url})
+    # the client of version 3.0 is no context manager
+    return closing(storage.Client(project="sandbox-project", credentials=Credentials(token=token),
+                                  client_options={"api_endpoint": url}))
 
 
 def upload(bucket, rows=GOOD, name="rows.jsonl"):
