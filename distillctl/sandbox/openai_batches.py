@@ -73,21 +73,24 @@ class BatchRoutes:
 
     @route("GET", "/v1/batches/{id}", "batches.get", slow=True)
     def get_batch(self, call: Call) -> JSON:
-        with self._working:
-            batch = self._batch(call)
-            if batch["status"] not in _ENDS:
+        batch = self._batch(call)
+        # an answer can take longer than the next look waits
+        if batch["status"] not in _ENDS and self._working.acquire(blocking=False):
+            try:
+                batch = self._batch(call)
                 self._go_on(batch, call.account)
+            finally:
+                self._working.release()
         if call.fault and call.fault.what == "word":
             batch = {**batch, "status": call.fault.value}
         return batch
 
-    @route("POST", "/v1/batches/{id}/cancel", "batches.cancel", slow=True)
+    @route("POST", "/v1/batches/{id}/cancel", "batches.cancel")
     def cancel_batch(self, call: Call) -> JSON:
-        with self._working:
-            batch = self._batch(call)
-            if batch["status"] in _ENDS:
-                raise Refused(409, f"Cannot cancel a batch with status '{batch['status']}'.")
-            self._now(batch, "cancelling")
+        batch = self._batch(call)
+        if batch["status"] in _ENDS:
+            raise Refused(409, f"Cannot cancel a batch with status '{batch['status']}'.")
+        self._now(batch, "cancelling")
         return batch
 
     # --- the life of a batch ---
@@ -120,7 +123,10 @@ class BatchRoutes:
         batch["request_counts"] |= {"completed": good, "failed": len(done) - good}
         with self.store.transaction():
             self.store.put("batch results", batch["id"], done)
-            self._now(batch, "finalizing" if len(done) == len(rows) else "in_progress")
+            if self.store.get("batch", batch["id"])["status"] == "cancelling":  # while it was worked on
+                self._now(batch, "cancelling")
+            else:
+                self._now(batch, "finalizing" if len(done) == len(rows) else "in_progress")
 
     def _result(self, row: Mapping[str, Any], account: str) -> JSON:
         try:
