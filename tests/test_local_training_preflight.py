@@ -97,7 +97,7 @@ def test_memory_follows_the_base_the_adapter_and_the_tokens() -> None:
 
 @pytest.mark.parametrize(("facts", "low", "high"), [
     (ModelFacts(family="qwen2", hidden_size=2048, intermediate_size=11008, layers=36, heads=16, kv_heads=2,
-                head_dim=128, vocab=151936, context=32768, parameters=3_085_938_688), 5.5, 8),
+                head_dim=128, vocab=151936, context=32768, parameters=3_085_938_688), 6, 8),
     (ModelFacts(family="qwen2", hidden_size=3584, intermediate_size=18944, layers=28, heads=28, kv_heads=4,
                 head_dim=128, vocab=152064, context=32768, parameters=7_615_616_512), 10, 12)],
     ids=["3B", "7B"])
