@@ -88,7 +88,7 @@ class TestRefusals:
         job = example_job(tmp_path, "classification", model, TrainSpec())
         (problem,) = backend(tmp_path, bits=bits).preflight(job).problems
         assert (problem.field, problem.value) == ("backends.local.bits", bits)
-        assert "more slowly" in problem.what
+        assert "NVIDIA GPUs" in problem.what
 
     def test_the_plan_says_which_engine_and_why(self, tmp_path: Path, model: str) -> None:
         job = example_job(tmp_path, "classification", model, TrainSpec())

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from distillctl_local import preflight
+from distillctl_local import models, preflight
 from distillctl_local.backend import LocalBackend
 from distillctl_local.models import ModelFacts
 from distillctl_local.preflight import Memory, adapter_parameters, linear_parameters
@@ -62,6 +62,23 @@ def test_rows_that_are_too_long_are_named(tmp_path: Path, model: str) -> None:
     found = examine(tmp_path, model, TrainSpec(max_length=60))
     assert found.problems[0].where == "notes.jsonl:1"
     assert "and 14 more rows" in found.problems[-1].what
+
+
+def test_no_rows_are_a_problem(tmp_path: Path, model: str) -> None:
+    job = example_job(tmp_path, "classification", model, TrainSpec())
+    job.train_file.write_text("")
+    env = BackendEnv(tmp_path / "workspace", lambda name: None, time.time)
+    (problem,) = LocalBackend(LocalBackend.Settings(device="cpu"), env).preflight(job).problems
+    assert "no rows" in problem.what
+
+
+def test_without_the_tokenizer_lengths_and_time_are_estimated_from_words(
+        tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "tokenizer_file", lambda model: None)
+    found = examine(tmp_path, model, TrainSpec(max_length=60))
+    assert found.problems == ()  # a guess at a length refuses nothing
+    assert any("begin alike" in note for note in found.notes)
+    assert found.duration_s
 
 
 def test_a_model_that_is_not_here_is_a_problem_offline(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ class LocalBackend:
                           precision=self._settings.precision, threads=self._settings.threads)
 
     def _engine(self, job: TrainJob) -> str:
+        """Chosen here, and noted in the job: the trainer must know before it imports a library."""
         from distillctl_local.preflight import sharing_ratio
 
         return engines.choose_engine(self._settings, sharing_ratio(job, self._model(job), self._settings))[0]

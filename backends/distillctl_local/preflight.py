@@ -69,6 +69,9 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
         problems.append(Problem("there is no dev split to watch", field="backends.local",
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
     rows, counted = _rows(job, model)
+    if not rows:
+        problems.append(Problem("there are no rows to learn from", field="data.examples"))
+        return Preflight(problems=tuple(problems), notes=tuple(notes), cost_usd=(0.0, 0.0))
     lengths = sorted(len(row.ids) for row in rows)
     limit = min(job.train.max_length, facts.context)
     notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
@@ -229,9 +232,9 @@ def _memory_problems(needed: float, model: str, on_gpu: bool) -> list[Problem]:
 
 def _quantisation_problems(settings: LocalSettings, on_gpu: bool) -> list[Problem]:
     if not on_gpu:
-        return [Problem("a processor computes with quantised weights more slowly than without",
-                        field="backends.local.bits", value=settings.bits,
-                        hint="leave it out; on an NVIDIA GPU it saves memory")]
+        return [Problem("quantised training is for NVIDIA GPUs: on a processor it would save memory but no "
+                        "time", field="backends.local.bits", value=settings.bits,
+                        hint="leave it out, or take a smaller student")]
     if find_spec("bitsandbytes") is None:
         return [Problem("needs bitsandbytes, not installed here", field="backends.local.bits",
                         value=settings.bits, hint="pip install 'distillctl[quantised]'")]
