@@ -276,11 +276,11 @@ class _Collection:
                 try:
                     id, outcome = self._service.outcome(json.loads(line), row.token)
                 except (ValueError, RecursionError, AttributeError):
-                    strange["cannot be read"] += 1
+                    strange["not to be read"] += 1
                     continue
                 if id not in by_id or id in seen:
-                    strange["have an id that was given before: the first one counts" if id in seen else
-                            "have an id that is not of this batch"] += 1
+                    strange["with an id that was given before: the first one counts" if id in seen else
+                            "with an id that is not of this batch"] += 1
                     continue
                 seen.add(id)
                 key = by_id[id]
@@ -295,7 +295,7 @@ class _Collection:
         usd += self._record(row, answers)
         self._book_failures(row, file, failures, answered=len(failures) < len(file.requests))
         for what, count in strange.items():
-            self._desk.say(row.token, f"{_job(row.handle)}: {count} result{'s' * (count > 1)} {what}",
+            self._desk.say(row.token, f"{_job(row.handle)}: ignored {count} result{'s' * (count > 1)} {what}",
                            "warning")
         return failures, usd
 

@@ -110,8 +110,8 @@ def test_repeated_and_foreign_results_are_ignored_loudly(collecting, server, tmp
     events = []
     assert outputs(collecting(3, events=events)) == right(3)
     warnings = " ".join(event.message for event in events if event.level == "warning")
-    assert "1 result have an id that was given before" in warnings
-    assert "1 result have an id that is not of this batch" in warnings
+    assert "ignored 1 result with an id that was given before" in warnings
+    assert "ignored 1 result with an id that is not of this batch" in warnings
 
 
 def test_nothing_is_left_behind_once_a_batch_is_settled(collecting, tmp_path):
@@ -189,20 +189,14 @@ def test_a_filtered_prompt_is_a_refusal(server, tmp_path):
 
 
 def test_a_file_that_is_refused_as_a_whole_names_our_rows(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("distillctl.predictors.openai_batch._ENDPOINT", "/v1/chat/completions")
-    monkeypatch.setattr("distillctl.batches.id_of", lambda key: "the-same")
+    monkeypatch.setattr(server._server.RequestHandlerClass, "_validated", lambda handler, batch: (
+        batch.errors.append({"code": "invalid_request", "line": 2,
+                             "message": "This line is not a valid request."})))
     with pytest.raises(BackendError) as caught:
-        # two prompts under one id become one request: make the provider see a line twice instead
-        server.files = _Doubling()
-        collect_in_batches("openai", server.anthropic_url, tmp_path, prompts(1))
-    assert "line 2: The custom_id 'the-same' is used for another request" in str(caught.value)
+        collect_in_batches("openai", server.anthropic_url, tmp_path, prompts(3))
+    assert "line 2 (row-1): This line is not a valid request." in str(caught.value)
     assert spent(tmp_path).usd == 0
     assert spent(tmp_path).unknown == 0
-
-
-class _Doubling(dict):
-    def __setitem__(self, name, data):
-        super().__setitem__(name, data * 2)
 
 
 # --- never twice ----------------------------------------------------------------------------------------
