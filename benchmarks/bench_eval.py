@@ -5,7 +5,8 @@
 RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
 untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
 which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that nobody's answers
-are measured against rounding. Run it on an idle machine.
+are measured against rounding. Run it on an idle machine; where that cannot be had, the processor's time, of
+all threads together, is the steadier measure. On a GPU it says nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ANSWER = 10  # most tokens of a generated label
 WARM = 3  # examples before the clock starts
 
 Prompts = list[list[Message]]
+Measured = tuple[list[str | None], float, float]  # answers, seconds, seconds of the processor
 
 
 def main() -> None:
@@ -64,24 +66,23 @@ def main() -> None:
     folder = args.run / "student" if args.run else Path()
     echo(f"{len(items)} test items of {args.recipe}, {student.kind} on {student.model}, "
         f"{processor_name()}, {os.cpu_count()} cores\n")
-    echo("| | ms/example | examples/s | speed | same | right |")
-    echo("|---|---|---|---|---|---|")
+    echo("| | ms/example | CPU ms/example | speed | by CPU time | same | right |")
+    echo("|---|---|---|---|---|---|---|")
     first = None
     for way in args.ways:
-        answers, seconds = measure(way, student, folder, task, prompts)
+        answers, seconds, cpu = measure(way, student, folder, task, prompts)
         values = [task.parse(answer).value for answer in answers]
-        first = first or (seconds, values)
-        same = sum(a == b for a, b in zip(values, first[1], strict=True)) / len(items)
+        first = first or (seconds, cpu, values)
+        same = sum(a == b for a, b in zip(values, first[2], strict=True)) / len(items)
         right = sum(task.score(value, item.expected).correct
                     for value, item in zip(values, items, strict=True)) / len(items)
-        each = seconds / len(items)
-        echo(f"| {WAYS[way]} | {each * 1e3:.0f} | {1 / each:.1f} | {first[0] / seconds:.1f}× "
-            f"| {same:.1%} | {right:.1%} |")
+        echo(f"| {WAYS[way]} | {1e3 * seconds / len(items):.0f} | {1e3 * cpu / len(items):.0f} "
+             f"| {first[0] / seconds:.1f}× | {first[1] / cpu:.1f}× | {same:.1%} | {right:.1%} |")
 
 
 def measure(way: str, student: StudentRef, folder: Path, task: Task,
-            prompts: Prompts) -> tuple[list[str | None], float]:
-    """What one way answers, and how long it takes in seconds; loading and warming up are not counted."""
+            prompts: Prompts) -> Measured:
+    """What one way answers and how long it takes; loading and warming up are not counted."""
     if way.startswith("loop"):
         answer = tutorial(student, folder, batch=16 if way == "loop-batched" else 1,
                           dtype="float32" if way == "loop-fp32" else "auto")
@@ -100,10 +101,10 @@ def measure(way: str, student: StudentRef, folder: Path, task: Task,
         return timed(answer, prompts)
 
 
-def timed(answer: Callable[[Prompts], list[str | None]], prompts: Prompts) -> tuple[list[str | None], float]:
-    started = time.perf_counter()
+def timed(answer: Callable[[Prompts], list[str | None]], prompts: Prompts) -> Measured:
+    started, cpu = time.perf_counter(), time.process_time()
     answers = answer(prompts)
-    return answers, time.perf_counter() - started
+    return answers, time.perf_counter() - started, time.process_time() - cpu
 
 
 async def ask(predictor: Any, prompts: Prompts, size: int) -> list[str | None]:
