@@ -147,7 +147,7 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
 def identity_of_mode(task: Task, how: EvaluateSpec) -> dict[str, JSON]:
     """How a predictor answers, as a part of its identity."""
     if task.kind == "classification" and not how.generate:
-        return {"mode": "score", "labels": list(task.labels), "among": "labels at every branch"}
+        return {"mode": "score", "labels": list(task.labels)}
     return {"mode": "generate", "max_tokens": how.max_tokens, "json_schema": task.json_schema}
 
 
