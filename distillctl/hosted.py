@@ -9,10 +9,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from distillctl.backend import Ambiguous, BackendEnv, Rejected, TrainJob, Unreachable
 from distillctl.errors import BackendError, DistillctlError, Problem
+
+T = TypeVar("T")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _IN_DOUBT = frozenset({408, 499})  # 4xx that say nothing about what was done
@@ -54,6 +57,29 @@ def unreachable(failed: Failed) -> Unreachable:
     """A question that could not be answered just now."""
     what = f"HTTP {failed.status}: {failed}" if failed.status else str(failed)
     return Unreachable(what, failed.retry_after)
+
+
+def json_object(response: Any) -> dict[str, Any]:
+    """The JSON object in a reply (of httpx's making, or httpx2's). Raises Failed for anything else."""
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise Failed("the reply is no JSON object: " + " ".join(response.text.split())[:200])
+    return body
+
+
+def answered(ask: Callable[[], T], for_account: Callable[[Failed], None]) -> T | None:
+    """What a question to a service brings; None where there is no such thing (404). for_account: raises
+    BackendError where it is the key that was refused. Raises Unreachable for any other failure."""
+    try:
+        return ask()
+    except Failed as failed:
+        if failed.status == 404:
+            return None
+        for_account(failed)
+        raise unreachable(failed) from failed
 
 
 def fingerprint(*parts: str) -> str:

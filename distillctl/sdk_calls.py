@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from distillctl.backend import Unreachable
 from distillctl.errors import BackendError, Problem
-from distillctl.hosted import Failed, unreachable
+from distillctl.hosted import Failed, answered, json_object, unreachable
 from distillctl.retry import parse_retry_after
 
 PAGE = 100
@@ -36,25 +36,12 @@ class Calls:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The JSON object that one call of `sdk….with_raw_response.…` brings. Raises Failed."""
-        response = self._sent(lambda: method(*args, **kwargs)).http_response
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise Failed("the reply is no JSON object: " + " ".join(response.text.split())[:200])
-        return body
+        return json_object(self._sent(lambda: method(*args, **kwargs)).http_response)
 
     def read(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
         """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
         BackendError where the key is refused."""
-        try:
-            return self.call(method, *args, **kwargs)
-        except Failed as failed:
-            if failed.status == 404:
-                return None
-            self.raise_for_account(failed)
-            raise unreachable(failed) from failed
+        return answered(lambda: self.call(method, *args, **kwargs), self.raise_for_account)
 
     def pages(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Every entry of a listing, page after page, each id once. Raises as `read`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from distillctl import registry
 from distillctl.backend import BackendEnv
 from distillctl.errors import BackendError, MissingExtra, Problem
-from distillctl.hosted import Failed, checked_secret, fingerprint, unreachable
+from distillctl.hosted import Failed, answered, checked_secret, fingerprint
 from distillctl.retry import parse_retry_after
 from distillctl.store.files import atomic_write
 from distillctl_hf_jobs.settings import HfJobsSettings
@@ -97,13 +97,8 @@ class Service:
     def read(self, method: Callable[..., T], /, *args: Any, **kwargs: Any) -> T | None:
         """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
         BackendError where the token is refused."""
-        try:
-            return self.call(method, *args, **kwargs)
-        except Failed as failed:
-            if failed.status == 404:
-                return None
-            raise_for_account(failed, self._settings)
-            raise unreachable(failed) from failed
+        return answered(lambda: self.call(method, *args, **kwargs),
+                        lambda failed: raise_for_account(failed, self._settings))
 
     def download(self, repo: str, name: str, revision: str, into: Path, most: int) -> bool:
         """One file of a model repo, as it is, of at most `most` bytes; whether it is there. Raises as

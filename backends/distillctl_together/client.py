@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distillctl import registry
 from distillctl.backend import BackendEnv, Rejected, Unreachable
 from distillctl.errors import BackendError, MissingExtra, Problem
-from distillctl.hosted import Failed, checked_secret, fingerprint, unreachable
+from distillctl.hosted import Failed, answered, checked_secret, fingerprint, json_object
 from distillctl.retry import parse_retry_after
 from distillctl_together.settings import TogetherSettings
 
@@ -70,25 +70,13 @@ class Service:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The JSON object that one call of `sdk….with_raw_response.…` brings. Raises Failed."""
-        response = self._sent(lambda: method(*args, **kwargs)).http_response
-        try:
-            body = response.json()
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise Failed("the reply is no JSON object: " + " ".join(response.text.split())[:200])
-        return body
+        return json_object(self._sent(lambda: method(*args, **kwargs)).http_response)
 
     def read(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
         """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
         BackendError where the key is refused."""
-        try:
-            return self.call(method, *args, **kwargs)
-        except Failed as failed:
-            if failed.status == 404:
-                return None
-            raise_for_account(failed, self._settings)
-            raise unreachable(failed) from failed
+        return answered(lambda: self.call(method, *args, **kwargs),
+                        lambda failed: raise_for_account(failed, self._settings))
 
     def pages(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Every entry of a listing by cursor, each id once. Raises as `read`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distillctl import registry
 from distillctl.backend import BackendEnv, Unreachable
 from distillctl.errors import BackendError, MissingExtra, Problem
-from distillctl.hosted import Failed, fingerprint, unreachable
+from distillctl.hosted import Failed, answered, fingerprint, unreachable
 from distillctl.retry import parse_retry_after
 from distillctl_vertex.settings import VertexSettings
 
@@ -90,13 +90,8 @@ class Service:
     def read(self, method: Callable[..., Any], /, **arguments: Any) -> dict[str, Any] | None:
         """Like `call`, for a question: None where there is no such thing. Raises Unreachable, or
         BackendError where the credentials are refused."""
-        try:
-            return self.call(method, **arguments)
-        except Failed as failed:
-            if failed.status == 404:
-                return None
-            raise_for_account(failed, self._settings)
-            raise unreachable(failed) from failed
+        return answered(lambda: self.call(method, **arguments),
+                        lambda failed: raise_for_account(failed, self._settings))
 
     def tuning_jobs(self) -> Iterator[dict[str, Any]]:
         """Every tuning job of the project and region, page after page, each name once. Raises as `read`."""
