@@ -31,13 +31,13 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, Problem, StudentError
-from distillctl.hosted import creating
+from distillctl.hosted import creating, unreachable
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_file, read_json, safe_join, write_json
 from distillctl.task import Task
 from distillctl.types import Predictor
 from distillctl_hf_jobs.bundle import BASE, MOUNT, REQUIREMENTS, is_folder, make_bundle, result_of
-from distillctl_hf_jobs.client import Failed, Service, account, is_name, raise_for_account, unreachable
+from distillctl_hf_jobs.client import Failed, Service, account, is_name, raise_for_account
 from distillctl_hf_jobs.hardware import flavors
 from distillctl_hf_jobs.logs import last_words, new_events
 from distillctl_hf_jobs.repo import put_files

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from distillctl.backend import Rejected, Unreachable
+from distillctl.hosted import unreachable
 from distillctl.store.files import digest_file
-from distillctl_hf_jobs.client import Failed, Service, raise_for_account, unreachable
+from distillctl_hf_jobs.client import Failed, Service, raise_for_account
 from distillctl_hf_jobs.settings import HfJobsSettings
 
 if TYPE_CHECKING:

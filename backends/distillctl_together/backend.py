@@ -31,7 +31,7 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import BackendError, BudgetError, DistillctlError, Problem, StudentError
-from distillctl.hosted import creating
+from distillctl.hosted import creating, unreachable
 from distillctl.jobs import new_token
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.secrets import Secret
@@ -49,7 +49,6 @@ from distillctl_together.client import (
     is_id,
     is_model,
     raise_for_account,
-    unreachable,
 )
 from distillctl_together.data import size_of, sources
 from distillctl_together.predictor import Meter, TogetherPredictor

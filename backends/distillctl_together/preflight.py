@@ -5,10 +5,11 @@ from __future__ import annotations
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
+from distillctl.hosted import unreachable
 from distillctl.store.files import read_jsonl
 from distillctl.types import JSON
 from distillctl.uploads import upload_rows
-from distillctl_together.client import Failed, Service, is_model, key_problem, raise_for_account, unreachable
+from distillctl_together.client import Failed, Service, is_model, key_problem, raise_for_account
 from distillctl_together.data import Size, size_of
 from distillctl_together.request import translate
 from distillctl_together.serving import Serving, serving_usd

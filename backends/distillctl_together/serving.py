@@ -14,6 +14,7 @@ from typing import Any
 
 from distillctl.backend import StudentRef, Unreachable
 from distillctl.errors import BackendError, Problem, StudentError
+from distillctl.hosted import unreachable
 from distillctl_together.client import (
     Failed,
     Service,
@@ -21,7 +22,6 @@ from distillctl_together.client import (
     is_id,
     is_model,
     raise_for_account,
-    unreachable,
 )
 from distillctl_together.settings import TogetherSettings
 

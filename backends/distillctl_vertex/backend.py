@@ -27,14 +27,14 @@ from distillctl.backend import (
     TrainJob,
 )
 from distillctl.errors import BackendError, Problem, StudentError
-from distillctl.hosted import creating
+from distillctl.hosted import creating, unreachable
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Predictor
 from distillctl.uploads import Sources, upload_rows
 from distillctl_vertex import catalogue, story, weights
-from distillctl_vertex.client import Failed, Service, raise_for_account, unreachable
+from distillctl_vertex.client import Failed, Service, raise_for_account
 from distillctl_vertex.data import line_of, sources
 from distillctl_vertex.preflight import answer_price, epochs, examine, hub_model
 from distillctl_vertex.settings import VertexSettings

@@ -9,11 +9,11 @@ from itertools import pairwise
 from distillctl import registry
 from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import BackendError, Problem
-from distillctl.hosted import whole_epochs
+from distillctl.hosted import unreachable, whole_epochs
 from distillctl.prices import PricePoint, price_in_recipe, price_of, prompt_tokens_at_most
 from distillctl.uploads import upload_rows
 from distillctl_vertex import catalogue
-from distillctl_vertex.client import NEEDS, Failed, Service, raise_for_account, unreachable
+from distillctl_vertex.client import NEEDS, Failed, Service, raise_for_account
 from distillctl_vertex.data import line_of
 from distillctl_vertex.settings import VertexSettings
 from distillctl_vertex.storage import Objects

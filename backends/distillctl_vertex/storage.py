@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillctl.backend import Rejected
+from distillctl.hosted import unreachable
 from distillctl.store.files import atomic_write
-from distillctl_vertex.client import Failed, Service, raise_for_account, storage_failures, unreachable
+from distillctl_vertex.client import Failed, Service, raise_for_account, storage_failures
 from distillctl_vertex.settings import VertexSettings
 
 if TYPE_CHECKING:
