@@ -3,10 +3,12 @@ alone, one batch and one charge whatever breaks, within the budget."""
 
 import json
 import re
+import signal
 
 import pytest
-from support.batches import RUN, Bench, Clock, collect_in_batches, service_for
+from support.batches import PROGRAM, RUN, Clock, collect_in_batches, service_for
 from support.chat import KEY, PRICE, prompts
+from support.children import Children
 
 from distillctl.backend import TERMINAL
 from distillctl.batches import Left, under_way
@@ -202,20 +204,23 @@ def test_a_file_that_is_refused_as_a_whole_names_our_rows(server, tmp_path, monk
 # --- never twice ----------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def bench():
-    with Bench() as bench:
-        yield bench
+def children():
+    children = Children(PROGRAM)
+    yield children
+    children.close()
 
 
 @pytest.mark.parametrize(("crashpoint", "providers"), [
     ("after-intent", PROVIDERS), ("after-submit", PROVIDERS), ("after-poll", ["openai"]),
     ("after-batch-download", PROVIDERS), ("after-batch-answers", ["openai"]),
     ("after-batch-settled", ["openai"])])
-def test_killed_at_any_point_a_rerun_leaves_one_batch_and_one_charge(bench, crashpoint, providers, tmp_path):
+def test_killed_at_any_point_a_rerun_leaves_one_batch_and_one_charge(children, crashpoint, providers,
+                                                                             tmp_path):
     for provider in providers:
         folder = tmp_path / provider
         with BatchServer(echo, key=KEY) as server:
-            bench.kill_at(crashpoint, provider, server, folder, 3)
+            killed = children.run(folder, [provider, server.anthropic_url, 3], crash_at=crashpoint)
+            assert killed.returncode == -signal.SIGKILL, killed.output
             collected = collect_in_batches(provider, server.anthropic_url, folder, prompts(3))
             assert outputs(collected) == right(3)
             assert (len(server.batches), server.creates, server.answered.total()) == (1, 1, 3)

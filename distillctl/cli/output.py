@@ -108,6 +108,15 @@ def agree(plan: Any) -> None:
     click.confirm("go on?", abort=True, err=True)
 
 
+def clear(plan: Any, told: Reporter, yes: bool) -> None:
+    """Before a plan is carried out: raise its problems, tell its warnings, have its cost agreed to."""
+    plan.check()
+    for warning in plan.warnings:
+        told.note(warning, "warning")
+    if plan.needs_consent and not yes:
+        agree(plan)
+
+
 def reporter() -> Reporter:
     """Live on a terminal, plain lines elsewhere."""
     return Lines(live=sys.stderr.isatty())

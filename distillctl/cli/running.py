@@ -11,7 +11,7 @@ import click
 
 from distillctl.cli import sweeping
 from distillctl.cli.output import (
-    agree,
+    clear,
     json_option,
     recipe_options,
     reporter,
@@ -113,12 +113,7 @@ def _go(ctx: Context, until: str | None, yes: bool, as_json: bool) -> None:
     from distillctl.plan import make_plan
 
     with guarded(ctx.options.offline), api.working_on(ctx):
-        made = make_plan(ctx, until)
-        made.check()
-        for warning in made.warnings:
-            ctx.reporter.note(warning, "warning")
-        if made.needs_consent and not yes:
-            agree(made)
+        clear(make_plan(ctx, until), ctx.reporter, yes)
         try:
             execute(ctx, until)
         except Detached as left:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distillctl.cli.output import agree, say, say_json, show
+from distillctl.cli.output import clear, say, say_json, show
 
 if TYPE_CHECKING:
     from distillctl.context import Context
@@ -39,12 +39,7 @@ def run(cells: Sequence[Context], until: str | None, yes: bool, as_json: bool) -
 
     first = cells[0]
     with guarded(first.options.offline):
-        total = plan_sweep(cells, until).total
-        total.check()
-        for warning in total.warnings:
-            first.reporter.note(warning, "warning")
-        if total.needs_consent and not yes:
-            agree(total)
+        clear(plan_sweep(cells, until).total, first.reporter, yes)
         try:
             done = run_sweep(cells, until)
         except KeyboardInterrupt:

@@ -7,6 +7,7 @@ A service makes single calls and reads single lines; loops, clocks, money and pe
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -72,7 +73,7 @@ class BatchService(JobService, Protocol):
         ...
 
 
-class Batches:
+class Batches(ABC):
     """What the services of this project share: the account, and what is asked about one batch.
 
     predictor: says what is asked and reads the answers. price: of a request in a batch.
@@ -106,14 +107,14 @@ class Batches:
             if failed.status not in (400, 404, 409, 422):  # those: it has ended, or is not there
                 raise unreachable(failed) from failed
 
+    @abstractmethod
     def _open(self) -> Any:
         """The SDK's client."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _batches(self) -> Any:
         """The SDK's resource."""
-        raise NotImplementedError
 
     @property
     def _sdk(self) -> Any:

@@ -1,20 +1,19 @@
 """What the tests of batches share: one collection through the real SDKs, at a loopback provider.
 
-`python -m support.batches` collects in a fork for each line [crash point, provider, URL, folder, count].
+As a program, `batches.py` collects in children (`support.children`): [provider, URL, count].
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from support.chat import KEY, PRICE, prompts
+from support.children import serve
 
 from distillctl.batches import BatchOptions, collect_batches, known_batches
 from distillctl.budget import Budget
@@ -27,9 +26,9 @@ from distillctl.predictors.openai_chat import OpenAIPredictor
 from distillctl.prices import halved
 from distillctl.secrets import Secret
 from distillctl.store.ledger import Ledger
-from distillctl.testing.batch_server import BatchServer
 from distillctl.types import Request
 
+PROGRAM = __file__
 RUN = "recipe/run"
 
 
@@ -74,38 +73,15 @@ def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Req
             on_event=(events if events is not None else []).append)
 
 
-class Bench:
-    """A process that has loaded the SDKs and forks for each collection that is to be killed."""
-
-    def __enter__(self) -> Bench:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.batches"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=Path(__file__).parents[1], env={**os.environ, "DISTILLCTL_TESTING": "1"})
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=10)
-
-    def kill_at(self, crashpoint: str, provider: str, server: BatchServer, folder: Path, count: int) -> None:
-        """Run a collection that is killed at a crash point."""
-        line = json.dumps([crashpoint, provider, server.anthropic_url, str(folder), count])
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        assert self._process.stdout.readline().strip() == str(-signal.SIGKILL)
+def _collect_in_child(folder: Path, given: list) -> None:
+    provider, url, count = given
+    collect_in_batches(provider, url, folder, prompts(count))
 
 
 def main() -> None:
     for sdk in ("anthropic", "openai"):
         importlib.import_module(sdk)
-    for line in sys.stdin:
-        crashpoint, provider, url, folder, count = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os.environ["DISTILLCTL_CRASH_AT"] = crashpoint
-            collect_in_batches(provider, url, Path(folder), prompts(count))
-            os._exit(0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-        sys.stdout.flush()
+    serve(_collect_in_child)
 
 
 if __name__ == "__main__":
