@@ -164,6 +164,14 @@ class TestOnDev:
             "a": {"train.epochs": 2, "train.seed": 0}, "b": {"train.epochs": 4, "train.seed": 0}})
         assert [one.settings for one in table.runs] == [{"train.epochs": 2}, {"train.epochs": 4}]
 
+    def test_what_only_other_backends_look_at_is_no_difference(self):
+        local = {"backend": "local", "backends.local.engine": "auto"}
+        table = compare_runs([("a", self.run(92)), ("b", self.run(91)), ("c", self.run(90))], {
+            "a": local, "b": {**local, "backends.local.engine": "peft"},
+            "c": {"backend": "openai", "backends.openai.base_url": "http://localhost:1"}})
+        assert [one.settings for one in table.runs] == [
+            local, {**local, "backends.local.engine": "peft"}, {"backend": "openai"}]
+
     def test_without_dev_no_sweet_spot_is_named(self):
         assert compare_runs([("a", run(190)), ("b", run(180))]).sweet_spot is None
         assert compare_runs([("a", self.run(92)), ("b", run(180))]).ranked_on == "test"

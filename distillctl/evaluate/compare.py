@@ -66,10 +66,18 @@ def _rank(student: Evaluation, on_dev: bool) -> float:
 
 
 def _different(settings: Settings) -> dict[str, dict[str, JSON]]:
-    """Of each run's settings those that are not the same in all."""
+    """Of each run's settings those that are not the same in all; a backend's, in all that were trained by
+    it."""
     names = dict.fromkeys(name for one in settings.values() for name in one)
-    differ = [name for name in names if len({repr(one.get(name)) for one in settings.values()}) > 1]
-    return {run: {name: one.get(name) for name in differ} for run, one in settings.items()}
+    differ = [name for name in names
+              if len({repr(one.get(name)) for one in settings.values() if _concerns(name, one)}) > 1]
+    return {run: {name: one.get(name) for name in differ if _concerns(name, one)}
+            for run, one in settings.items()}
+
+
+def _concerns(name: str, settings: Mapping[str, JSON]) -> bool:
+    """Whether a run with these settings could have this one: no backend looks at another one's."""
+    return not name.startswith("backends.") or name.startswith(f"backends.{settings.get('backend')}.")
 
 
 def _compared(name: str, metrics: Metrics, settings: Mapping[str, JSON]) -> ComparedRun:
