@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import threading
-from pathlib import Path
 
 import pytest
-from distillctl_local import templates
 from distillctl_local.encode import Encoder, common_prefix
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,32 +141,3 @@ def test_the_common_prefix_is_the_longest(sequences: list[list[int]]) -> None:
 
 def test_nothing_has_no_common_prefix() -> None:
     assert common_prefix([]) == 0
-
-
-@pytest.mark.parametrize(("template", "reason"), [
-    ("{{ cycler.__init__.__globals__.os.system('touch pwned') }}", "reaches for Python's own parts"),
-    ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "reaches for Python's own parts"),
-    ("{{ messages.append(1) }}", "reaches for Python's own parts"),
-    ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    ("{% for i in range(99999) %}0123456789abcdef{% endfor %}", "characters around short messages"),
-    ("{{ 1 // 0 }}", "division"),
-    ("{% if %}", "Expected an expression"),
-], ids=["globals", "subclasses", "changing", "range", "flood", "error", "syntax"])
-def test_a_hostile_template_is_refused_with_the_reason(
-        tokenizer, template: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tokenizer.chat_template = template
-    with pytest.raises(StudentError, match=reason):
-        Encoder(tokenizer).prompt(user("why?"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_template_that_never_ends_is_stopped(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.5)
-    tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(StudentError, match=r"not done after 0.5 seconds"):
-        Encoder(tokenizer).prompt(user("why?"))
-    for thread in threading.enumerate():
-        if thread.name == "chat-template":
-            thread.join(10)
-            assert not thread.is_alive()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from distillctl_local import safety
 from distillctl_local.models import ModelFacts, facts_of
+from distillctl_local.predictor import load_student
 from distillctl_local.safety import (
     check_adapter,
     check_adapter_folder,
@@ -25,6 +27,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.tiny_models import save_tiny_model, tiny_model
 
+from distillctl.backend import StudentRef
 from distillctl.errors import StudentError
 from distillctl.store.files import digest_tree
 
@@ -168,6 +171,20 @@ def test_all_files_that_do_not_belong_are_named_at_once(adapter: Path) -> None:
     with pytest.raises(StudentError) as error:
         check_adapter_folder(adapter, BASE)
     assert len(error.value.problems) == 3
+
+
+def test_files_without_end_are_not_named_one_by_one(adapter: Path) -> None:
+    for number in range(30):
+        (adapter / f"{number}.pkl").write_text("")
+    with pytest.raises(StudentError) as error:
+        check_adapter_folder(adapter, BASE)
+    assert len(error.value.problems) == 10
+
+
+def test_a_folder_of_far_too_many_files_is_not_looked_through(
+        adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "_MOST_FILES", 2)
+    refused(adapter, "more than 2 files")
 
 
 # --- configuration --------------------------------------------------------------------------------------
@@ -346,3 +363,23 @@ def test_a_whole_model_with_more_than_weights_and_json(tmp_path: Path, name: str
     (tmp_path / name).write_text("")
     with pytest.raises(StudentError, match=name):
         check_student_model_folder(tmp_path)
+
+
+def test_a_folder_within_a_whole_model(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    with pytest.raises(StudentError, match="only plain files"):
+        check_student_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_whole_model_s_hostile_template_is_refused_when_it_is_opened(tmp_path: Path, where: str) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    path, template = tmp_path / where, "{{ 'x' * 10 ** 10 }}"
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    path.write_text(template if path.suffix == ".jinja" else json.dumps(
+        {**settings, "chat_template": template}))
+    student = StudentRef("vertex", "model", "org/tiny", ".", digest_tree(tmp_path))
+    with pytest.raises(StudentError, match=r"chat template(?s:.*)256 MiB of memory"):
+        load_student(student, tmp_path, dtype=torch.float32, device="cpu")

@@ -172,12 +172,13 @@ def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, devic
         check_student_model_folder(files)
         name, revision = str(files), None
     encoder = Encoder(load_tokenizer(name, revision))
+    canary = encoder.prompt(CANARY)  # a chat template that is refused is refused before weights are read
     model = load_base(name, revision, dtype=dtype, device=device, attention="eager")  # `stream` has its own
     if student.kind == "adapter":
         from distillctl_local.merge import merge_adapter
 
         check_adapter(files, student.files, facts_of(model.config, source=source_of(student.model)))
-        merge_adapter(model, files, encoder.prompt(CANARY))
+        merge_adapter(model, files, canary)
     return model, encoder, {
         "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
         "files": dict(student.files), "device": device, "products": str(dtype).removeprefix("torch.")}

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _MAX_HEADER = 100 * 2**20  # the format's own cap
 _MAX_CONFIG = 2**20
+_MOST_FILES = 2000  # the largest models lie in some hundreds
+_NAMED = 10  # problems that one error tells
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
           "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -83,7 +86,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def check_digests(folder: Path, files: Mapping[str, str]) -> None:
     """Refuse a student's folder that does not hold exactly these files ("sha256:..." by name)."""
-    found = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    found = {path.name: path for path in _listed(folder)}
     problems = [Problem("is missing", where=str(folder / name)) for name in sorted(set(files) - set(found))]
     problems += [Problem("is not among the files of this student", where=str(found[name]),
                          hint="delete or move it") for name in sorted(set(found) - set(files))]
@@ -92,7 +95,7 @@ def check_digests(folder: Path, files: Mapping[str, str]) -> None:
                  for name in sorted(set(found) & set(files)) if found[name].is_file()
                  and digest_file(found[name]) != files[name]]
     if problems:
-        raise StudentError(*problems)
+        raise StudentError(*problems[:_NAMED])
 
 
 def check_adapter(folder: Path, files: Mapping[str, str], base: ModelFacts) -> None:
@@ -110,22 +113,33 @@ def check_adapter_folder(folder: Path, base: ModelFacts) -> None:
     """
     for problems in (_check_files, _check_config, _check_shapes, _check_values):
         if found := problems(folder, base):
-            raise StudentError(*found)
+            raise StudentError(*found[:_NAMED])
 
 
 def check_student_model_folder(folder: Path) -> None:
-    """Refuse a whole model's folder that holds anything but weights, JSON and a model card."""
-    found = [problem for path in sorted(folder.rglob("*")) if (problem := _unwanted(
+    """Refuse a whole model's folder that holds anything but weights, JSON, the text files of a tokenizer, its
+    chat template and a model card. The template is the student's own and runs as every base's: see
+    `templates`."""
+    found = [problem for path in _listed(folder) if (problem := _unwanted(
         path, path.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
         or path.name == "README.md"))]
     if found:
-        raise StudentError(*found)
+        raise StudentError(*found[:_NAMED])
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name. Raises StudentError where that is far too much."""
+    found = sorted(islice(folder.iterdir(), _MOST_FILES + 1)) if folder.is_dir() else []
+    if len(found) > _MOST_FILES:
+        raise StudentError(Problem(f"holds more than {_MOST_FILES} files, and is no student's folder",
+                                   where=str(folder)))
+    return found
 
 
 def _check_files(folder: Path, _: ModelFacts) -> list[Problem]:
     problems = [Problem("is missing", where=str(folder / name))
                 for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in _listed(folder):
         if problem := _unwanted(path, path.name in {WEIGHTS, CONFIG, *_UNREAD}):
             problems.append(problem)
     tokenizer = folder / "tokenizer_config.json"
@@ -219,7 +233,7 @@ def _check_shapes(folder: Path, base: ModelFacts) -> list[Problem]:
                  for module, found in halves.items() if len(found) != 2]
     if not tensors:
         problems.append(Problem("holds no weights", where=str(path)))
-    return problems[:10]
+    return problems
 
 
 def _width(layer: str, half: str, base: ModelFacts) -> int | None:
@@ -245,7 +259,7 @@ def _check_values(folder: Path, _: ModelFacts) -> list[Problem]:
             moves = moves or (".lora_B." in name and bool(tensor.any()))
     if not problems and not moves:
         problems.append(Problem("changes nothing: every lora_B is zero, as before training", where=str(path)))
-    return problems[:10]
+    return problems
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:

@@ -1,11 +1,17 @@
-"""A model's chat template is a stranger's program: it runs in transformers' Jinja sandbox, for a bounded
-time, and what it writes is bounded too."""
+"""A model's chat template is a stranger's program: it runs in a sandbox, in a process of its own.
+
+That process (`distillctl_local.template_sandbox`) is given a bounded time and a bounded memory, an
+environment without a variable of ours, and may write no file; what it answers is bounded too.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from distillctl.types import Message
@@ -13,11 +19,9 @@ from distillctl.types import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SECONDS = 10.0  # a template takes milliseconds; the first rendering also compiles it
+SECONDS = 10.0  # a template takes milliseconds, its process a tenth of a second on an idle machine
+MEMORY = 256 << 20  # bytes; Python and Jinja take about 40 MB of it
 LONGEST = 1 << 20  # characters
-
-# Some templates write today's date: a prompt would then differ from the one that was trained.
-_STILL = "{% macro strftime_now(format) %}01 January 2026{% endmacro %}"
 
 
 class TemplateRefused(Exception):
@@ -26,43 +30,33 @@ class TemplateRefused(Exception):
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, start_answer: bool) -> str:
     """The prompt that the tokenizer's chat template makes of messages. Raises TemplateRefused."""
-    from jinja2 import TemplateError
-    from jinja2.exceptions import SecurityError
-
-    template = _STILL + tokenizer.get_chat_template()
     try:
-        text = _bounded(lambda: tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=start_answer,
-            enable_thinking=False))
-    except TimeoutError:
-        raise TemplateRefused(f"it was not done after {SECONDS:g} seconds") from None
-    except SecurityError as error:
-        raise TemplateRefused(f"it reaches for Python's own parts ({error})") from None
-    except (TemplateError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError) as error:
-        raise TemplateRefused(str(error) or type(error).__name__) from None
-    if len(text) > LONGEST:
-        raise TemplateRefused(f"it writes {len(text)} characters around short messages")
-    return text
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise TemplateRefused(str(error)) from None
+    return _rendered(template, json.dumps({
+        **tokenizer.special_tokens_map, "messages": list(messages), "tools": None, "documents": None,
+        "add_generation_prompt": start_answer, "enable_thinking": False}), SECONDS)
 
 
-def _bounded(work: Callable[[], str]) -> str:
-    """What `work` returns or raises; TimeoutError after `SECONDS`, and then it is stopped: by an exception
-    raised in its thread, which a template has no means to catch."""
-    outcome: list[str | BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # handed to the caller
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, name="chat-template", daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident),
-                                                   ctypes.py_object(TimeoutError))
-        raise TimeoutError
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+@lru_cache(maxsize=256)  # the same template meets the same few roles again and again
+def _rendered(template: str, variables: str, seconds: float) -> str:
+    """What a template writes, given its variables as JSON. Raises TemplateRefused."""
+    request = json.dumps({"template": template, "variables": json.loads(variables), "longest": LONGEST,
+                          "memory": MEMORY, "seconds": seconds})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-S", "-P", "-m", "distillctl_local.template_sandbox"], input=request.encode(),
+            capture_output=True, timeout=seconds, check=False,
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # all it needs to find jinja2
+    except subprocess.TimeoutExpired:
+        raise TemplateRefused(f"it was not done after {seconds:g} seconds") from None
+    try:
+        reply = json.loads(done.stdout)
+        if "refused" in reply:
+            raise TemplateRefused(reply["refused"])
+        return reply["text"]
+    except (ValueError, KeyError, TypeError):
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise TemplateRefused(f"the process that runs it ended with {done.returncode} {last}".rstrip()
+                              ) from None
