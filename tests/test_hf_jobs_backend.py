@@ -184,6 +184,26 @@ def test_a_student_that_is_a_folder_goes_along(sandbox, tmp_path, job):
         "base/my-model/config.json", "base/my-model/model.safetensors"}
 
 
+def test_a_link_out_of_the_student_s_folder_is_not_sent(tmp_path, job):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (tmp_path / "credentials").write_text("secret")
+    (folder / "config.json").write_text("{}")
+    (folder / "vocab.txt").symlink_to("../credentials")
+    with pytest.raises(BackendError, match=r"vocab\.txt: is a link"):
+        bundle.make_bundle(job, str(folder), {}, False, tmp_path / "bundle")
+
+
+def test_a_snapshot_of_the_hub_s_cache_goes_along_as_a_folder(tmp_path, job):
+    snapshot = tmp_path / "models--org--small" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    made = bundle.make_bundle(job, str(snapshot), {}, False, tmp_path / "bundle")
+    assert "base/0123/config.json" in made.files
+
+
 def test_the_wheel_holds_this_project_and_its_trainer(tmp_path):
     with zipfile.ZipFile(bundle.project_wheel(tmp_path)) as wheel:
         names = set(wheel.namelist())

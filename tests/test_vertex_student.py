@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from distillctl_vertex import storage, weights
 from distillctl_vertex.backend import VertexBackend
 from distillctl_vertex.predictor import GeminiPredictor
 from distillctl_vertex.settings import VertexSettings
@@ -168,6 +169,61 @@ def test_a_name_that_leaves_its_folder_ends_the_fetching(sandbox, tmp_path, into
     with pytest.raises(BackendError, match="leaves its folder"):
         backend.collect(handle, into)
     assert list(into.iterdir()) == [] and set(tmp_path.iterdir()) == before
+
+
+def test_more_bytes_than_were_listed_are_not_written(sandbox, tmp_path, into, monkeypatch):
+    backend = opened(sandbox, tmp_path)
+    _, handle, _ = trained(backend, tmp_path)
+    read = type(sandbox.store).read_blob
+    monkeypatch.setattr(type(sandbox.store), "read_blob", lambda self, name: read(self, name) * 1000)
+    with pytest.raises(Unreachable, match="that were listed"):
+        backend.collect(handle, into)
+    assert list(into.iterdir()) == []
+
+
+def test_names_that_differ_in_capitals_alone_are_refused(sandbox, tmp_path, into):
+    backend = opened(sandbox, tmp_path)
+    _, handle, _ = trained(backend, tmp_path)
+    for name in ("config.json", "model.safetensors", "Model.safetensors"):
+        put(sandbox, handle, f"{FINAL}/{name}")
+    with pytest.raises(BackendError, match="capitals"):
+        backend.collect(handle, into)
+    assert list(into.iterdir()) == []
+
+
+def test_a_file_beside_the_weights_that_would_fill_the_memory_is_refused(sandbox, tmp_path, into,
+                                                                         monkeypatch):
+    monkeypatch.setattr(weights, "_MOST_BESIDE", 10)
+    backend = opened(sandbox, tmp_path)
+    _, handle, _ = trained(backend, tmp_path)
+    with pytest.raises(BackendError, match=r"no such file of a student(?s:.*)adapter_config"):
+        backend.collect(handle, into)
+    assert list(into.iterdir()) == []
+
+
+def test_a_student_that_the_disk_has_no_room_for_is_not_begun(sandbox, tmp_path, into, monkeypatch):
+    backend = opened(sandbox, tmp_path)
+    _, handle, _ = trained(backend, tmp_path)
+    full = shutil.disk_usage(into)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(BackendError, match="GiB are free"):
+        backend.collect(handle, into)
+    assert list(into.iterdir()) == []
+
+
+def test_objects_without_end_are_not_listed_to_the_end(sandbox, tmp_path, into, monkeypatch):
+    monkeypatch.setattr(storage, "_MOST_OBJECTS", 2)
+    backend = opened(sandbox, tmp_path)
+    _, handle, _ = trained(backend, tmp_path)
+    put(sandbox, handle, "one-more")
+    with pytest.raises(BackendError, match="more than 2 objects"):
+        backend.collect(handle, into)
+
+
+@pytest.mark.parametrize("named", ["/etc", "../../models/base", "~/base", "one-part", 7])
+def test_an_adapter_names_no_folder_of_this_machine_as_its_base(tmp_path, named):
+    write_json(tmp_path / "adapter_config.json", {"base_model_name_or_path": named})
+    assert weights.base_named(tmp_path) is None
 
 
 def test_a_folder_of_pickles_is_no_student(sandbox, tmp_path, into):

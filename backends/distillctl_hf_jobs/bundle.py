@@ -53,7 +53,7 @@ def is_folder(model: str) -> bool:
 
 def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches: bool,
                 into: Path) -> Bundle:
-    """Write what is not there yet into `into`, and name all files of the job."""
+    """Write what is not there yet into `into`, and name all files of the job. Raises BackendError."""
     into.mkdir(parents=True, exist_ok=True)
     files = {ROWS: job.train_file}
     if watches and job.dev_file is not None:
@@ -64,8 +64,7 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
     if is_folder(model):
         folder = Path(model).expanduser().resolve()
         named = f"{BASE}/{folder.name}"
-        files |= {f"{named}/{path.name}": path for pattern in _MODEL_FILES
-                  for path in sorted(folder.glob(pattern)) if path.is_file()}
+        files |= {f"{named}/{path.name}": path for path in _model_files(folder)}
     write_json(into / JOB, {
         "name": job.name, "model": named, "revision": None, "rows": job.rows, "digest": job.digest,
         "train": job.train.model_dump(mode="json"), "task": job.task.spec.model_dump(mode="json"),
@@ -76,6 +75,20 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
     files |= {JOB: into / JOB, wheel.name: wheel, REQUIREMENTS: into / REQUIREMENTS}
     digest = digest_json({name: digest_file(path) for name, path in sorted(files.items())})
     return Bundle(files, digest.removeprefix("sha256:")[:32])
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """What of a model's folder goes along. A link out of it is refused: it would send another file of this
+    machine. The Hub's cache links from a snapshot to its own blobs."""
+    found = [path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    for path in found:
+        target = path.resolve()
+        if not target.is_relative_to(folder) and not target.is_relative_to(blobs):
+            raise BackendError(Problem("is a link to a file outside its folder, which is not sent",
+                                       where=str(path), value=str(target),
+                                       hint="put the file itself there, or delete the link"))
+    return found
 
 
 def requirements(wheel: str, model: str) -> list[str]:

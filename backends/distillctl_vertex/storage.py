@@ -9,8 +9,9 @@ import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from distillctl.backend import Rejected
 from distillctl.hosted import unreachable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PERMISSIONS = ("storage.objects.create", "storage.objects.get", "storage.objects.list")
 _CHUNK = 1 << 20
+_MOST_OBJECTS = 10_000  # below one folder; a student has some dozens
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class Objects:
                            "says; delete it, or set another backends.vertex.prefix")
 
     def under(self, prefix: str) -> list[Stored]:
-        """Every object below a folder. Raises as `put_once`."""
+        """Every object below a folder. Raises as `put_once`, and Rejected where they are far too many."""
         with self._asked(), storage_failures():
             found = self._service.bucket.client.list_blobs(
                 self._service.bucket, prefix=prefix, fields="items(name,size,crc32c),nextPageToken",
                 timeout=self._settings.timeout, retry=None)
-            return [Stored(blob.name, int(blob.size), str(blob.crc32c)) for blob in found]
+            listed = [Stored(blob.name, int(blob.size), str(blob.crc32c))
+                      for blob in islice(found, _MOST_OBJECTS + 1)]
+        if len(listed) > _MOST_OBJECTS:
+            raise Rejected(f"there are more than {_MOST_OBJECTS} objects below it")
+        return listed
 
     def fetch(self, stored: Stored, path: Path) -> None:
         """Bring an object to `path`, whole or not at all; one that is there whole is kept. Raises as
@@ -83,7 +89,8 @@ class Objects:
         with self._asked(), atomic_write(path, "wb") as file:
             with storage_failures():
                 self._blob(stored.name).download_to_file(
-                    file, checksum=None, raw_download=True, timeout=self._settings.timeout, retry=None)
+                    _AtMost(file, stored.size), checksum=None, raw_download=True,
+                    timeout=self._settings.timeout, retry=None)
             file.flush()
             if file.tell() != stored.size or _crc32c_in(Path(file.name)) != stored.crc32c:
                 raise Failed(f"gs://{self._settings.bucket}/{stored.name} came damaged")
@@ -112,6 +119,19 @@ class Objects:
             if failed.refused and failed.status != 429:
                 raise Rejected(f"Cloud Storage says: {failed}") from failed
             raise unreachable(failed) from failed
+
+
+class _AtMost:
+    """A file that takes so many bytes and no more."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._most = file, most
+        self.seek = file.seek
+
+    def write(self, data: bytes) -> int:
+        if self._file.tell() + len(data) > self._most:
+            raise Failed(f"more than the {self._most} bytes that were listed came")
+        return self._file.write(data)
 
 
 def _crc32c_of(data: bytes) -> str:

@@ -6,7 +6,9 @@ what is looked for is a folder that holds safetensors beside their configuration
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +21,8 @@ _BESIDE_WEIGHTS = frozenset({
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "chat_template.jinja"})
+_MOST_BESIDE = 64 << 20  # bytes: read into memory as they are. Large vocabularies' tokenizer.json have 35 MB
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def bring(objects: Objects, where: str, prefix: str, into: Path) -> tuple[str, dict[str, str]]:
@@ -29,6 +33,7 @@ def bring(objects: Objects, where: str, prefix: str, into: Path) -> tuple[str, d
     never pickles. Raises BackendError, Rejected, Unreachable.
     """
     kind, wanted = _choose(_folders(objects.under(prefix), prefix, where), where)
+    _fits(wanted, into, where)
     for stale in into.iterdir():
         if stale.name not in wanted:
             stale.unlink()
@@ -38,10 +43,28 @@ def bring(objects: Objects, where: str, prefix: str, into: Path) -> tuple[str, d
 
 
 def base_named(into: Path) -> str | None:
-    """The base that an adapter says it was made for."""
+    """The base that an adapter says it was made for, where that is a Hub id: a folder of this machine is
+    not for an adapter to name."""
     config = read_json(into / ADAPTER[0])
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return named if isinstance(named, str) and named else None
+    return named if isinstance(named, str) and _HUB_ID.fullmatch(named) else None
+
+
+def _fits(wanted: Mapping[str, Stored], into: Path, where: str) -> None:
+    """Refuse files that no student has, or that this disk has no room for, before one is fetched."""
+    colliding = [name for name, times in Counter(map(str.casefold, wanted)).items() if times > 1]
+    if colliding:
+        raise BackendError(Problem("holds names that differ in capitals alone", where=where,
+                                   value=colliding[:20]))
+    for name, stored in wanted.items():
+        if not name.endswith(".safetensors") and stored.size > _MOST_BESIDE:
+            raise BackendError(Problem(f"has {stored.size} bytes, no such file of a student has over "
+                                       f"{_MOST_BESIDE}", where=where, value=name))
+    needed, free = sum(stored.size for stored in wanted.values()), shutil.disk_usage(into).free
+    if needed > free:
+        raise BackendError(Problem(
+            f"the student has {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free", where=str(into),
+            hint="make room, or put the workspace on another disk"))
 
 
 def _folders(found: list[Stored], prefix: str, where: str) -> dict[str, dict[str, Stored]]:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from distillctl.errors import DataError
 from distillctl.store.files import safe_join
 
 UV_IMAGE = "ghcr.io/astral-sh/uv:"
@@ -28,6 +30,7 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "XDG_CACHE_HO
 _WHEEL = re.compile(r"[\w.-]+(?:\[[\w,-]+\])? @ file://(/\S+\.whl)")
 _PIN = re.compile(r"([\w.-]+)==(\S+)")
 _ENDING_S = 10.0
+_MOST_MEMBERS, _MOST_UNPACKED = 10_000, 256 << 20  # of a wheel: files and folders; bytes
 
 
 class Unrunnable(Exception):
@@ -122,14 +125,34 @@ def _installed(name: str) -> str | None:
 
 
 def _unpacked(wheel: Path, scratch: Path) -> Path:
+    """The folder that a wheel's files were written to, member by member. Raises Unrunnable for an archive
+    that is no wheel of ours, before anything of it is written."""
     folder = scratch / wheel.stem
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                path = safe_join(folder, member.filename)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in _checked(archive.infolist(), folder):
+                path = folder / member.filename
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(member))
+                with archive.open(member) as packed, path.open("xb") as file:
+                    shutil.copyfileobj(packed, file)  # zipfile ends at the size that was announced
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, DataError, OSError) as error:
+        raise Unrunnable(f"error: Failed to unzip {wheel.name}: {error}") from None
     return folder
+
+
+def _checked(members: list[zipfile.ZipInfo], folder: Path) -> list[zipfile.ZipInfo]:
+    """An archive's files, if they are few and small enough, plain, of distinct names within `folder`.
+    Raises BadZipFile, DataError."""
+    files = [member for member in members if not member.is_dir()]
+    if len(members) > _MOST_MEMBERS or sum(member.file_size for member in files) > _MOST_UNPACKED:
+        raise zipfile.BadZipFile(f"more than {_MOST_MEMBERS} members or {_MOST_UNPACKED} bytes")
+    for member in files:
+        safe_join(folder, member.filename)
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise zipfile.BadZipFile(f"{member.filename} is no plain file")
+    if len({member.filename.casefold() for member in files}) < len(files):
+        raise zipfile.BadZipFile("two members have one name, or differ in capitals alone")
+    return files
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], scratch: Path, log: IO[str],

@@ -91,7 +91,7 @@ def read_json(path: Path) -> JSON:
     """Read a JSON file. Raises StorageError when it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(Problem(f"cannot be read: {error}", where=str(path))) from error
 
 
@@ -102,7 +102,7 @@ def read_jsonl(path: Path) -> Iterator[JSON]:
             for number, line in enumerate(file, 1):
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise StorageError(Problem(f"not JSON: {error}", where=f"{path}:{number}")) from error
     except OSError as error:
         raise StorageError(Problem(f"cannot be read: {error.strerror}", where=str(path))) from error
