@@ -1,12 +1,13 @@
 """Evaluation speed on a bounded task: one `generate` call per example, as in many a tutorial, and distillctl.
 
-    python benchmarks/bench_eval.py [RUN] [--limit 60] [--recipe recipes/routing.yaml] [--ways loop one batch]
+    python benchmarks/bench_eval.py [RUN] [--limit 60] [--prefix 0 400] [--recipe recipes/routing.yaml]
 
 RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
 untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
 which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that nobody's answers
-are measured against rounding. Run it on an idle machine; where that cannot be had, the processor's time, of
-all threads together, is the steadier measure. On a GPU it says nothing.
+are measured against rounding. A table for each --prefix: worked examples before the prompt until it begins
+with that many more tokens on every item. Run it on an idle machine; where that cannot be had, the processor's
+time, of all threads together, is the steadier measure. On a GPU it says nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import argparse
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all ways: threads that spin disturb each other
 
+from bench_train import behind, shared_text
 from click import echo
 
 from distillctl.backend import StudentRef
@@ -30,7 +32,7 @@ from distillctl.recipe.load import load_recipe
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import read_json
 from distillctl.task import Task
-from distillctl.types import Message, Request
+from distillctl.types import Example, Message, Request
 
 WAYS = {
     "loop-fp32": "transformers + PEFT in fp32, one generate call per example",
@@ -53,23 +55,33 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/routing.yaml"))
     parser.add_argument("--limit", type=int, default=60, help="items of the test split")
+    parser.add_argument("--prefix", type=int, nargs="+", default=[0],
+                        help="tokens before every prompt; several make several tables")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     args = parser.parse_args()
     loaded = load_recipe(args.recipe)
     task = loaded.task
     splits, _ = load_splits(loaded.recipe.data, task, loaded.resolve)
     items = splits["test"][:args.limit]
-    prompts = [task.render(item.fields, item.source) for item in items]
     student = StudentRef("local", "model", loaded.recipe.student.model)
     if args.run:
         student = StudentRef.from_json(read_json(args.run / "student.json"))
     folder = args.run / "student" if args.run else Path()
     echo(f"{len(items)} test items of {args.recipe}, {student.kind} on {student.model}, "
-        f"{processor_name()}, {os.cpu_count()} cores\n")
+         f"{processor_name()}, {os.cpu_count()} cores")
+    for prefix in args.prefix:
+        echo(f"\nprompts behind {prefix} more tokens\n" if prefix else "")
+        before = shared_text(args.recipe, prefix, task, splits["train"])
+        compare(args.ways, student, folder, task, items, [behind(before, item, task) for item in items])
+
+
+def compare(ways: Sequence[str], student: StudentRef, folder: Path, task: Task, items: Sequence[Example],
+            prompts: Prompts) -> None:
+    """Answer in every way and print a table, the first way being what the others are compared with."""
     echo("| | ms/example | CPU ms/example | speed | by CPU time | same | right |")
     echo("|---|---|---|---|---|---|---|")
     first = None
-    for way in args.ways:
+    for way in ways:
         answers, seconds, cpu = measure(way, student, folder, task, prompts)
         values = [task.parse(answer).value for answer in answers]
         first = first or (seconds, cpu, values)

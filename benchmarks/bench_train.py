@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,8 @@ from distillctl.data import load_splits
 from distillctl.doctor import processor_name
 from distillctl.recipe.load import load_recipe
 from distillctl.store.files import write_json, write_jsonl
+from distillctl.task import Task
+from distillctl.types import Example, Message
 
 WAYS = {
     "trl": "TRL SFTTrainer, default settings",
@@ -82,12 +85,9 @@ def prepare(args: argparse.Namespace, prefix: int, folder: Path) -> int:
     splits, _ = load_splits(loaded.recipe.data, loaded.task, loaded.resolve)
     task = loaded.task
     before = shared_text(args.recipe, prefix, task, splits["train"])
-    rows = []
-    for example in splits["train"]:
-        messages = task.render(example.fields, example.source)
-        messages[-1] = {**messages[-1], "content": before + messages[-1]["content"]}
-        rows.append({"id": example.id, "messages": messages, "completion": task.target(example.expected),
-                     "source": example.source})
+    rows = [{"id": example.id, "messages": behind(before, example, task),
+             "completion": task.target(example.expected), "source": example.source}
+            for example in splits["train"]]
     write_jsonl(folder / "train.jsonl", rows)
     train = loaded.recipe.train.model_dump(mode="json") | {
         "epochs": None, "max_steps": args.steps, "batch_size": args.batch}
@@ -97,7 +97,7 @@ def prepare(args: argparse.Namespace, prefix: int, folder: Path) -> int:
     return len(rows)
 
 
-def shared_text(recipe: Path, prefix: int, task, examples) -> str:
+def shared_text(recipe: Path, prefix: int, task: Task, examples: Sequence[Example]) -> str:
     """Worked examples, as many as make `prefix` tokens."""
     if not prefix:
         return ""
@@ -111,6 +111,12 @@ def shared_text(recipe: Path, prefix: int, task, examples) -> str:
         first = next(value for value in example.fields.values() if isinstance(value, str) and value)
         text += f"{first} -> {task.target(example.expected)}\n"
     return text + "\n"
+
+
+def behind(before: str, item: Example, task: Task) -> list[Message]:
+    """An item's prompt with a text before it."""
+    *system, user = task.render(item.fields, item.source)
+    return [*system, {**user, "content": before + user["content"]}]
 
 
 @dataclass(frozen=True)
