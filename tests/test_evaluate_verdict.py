@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillctl.evaluate import stats
+from distillctl.evaluate.evaluate import evaluate
 from distillctl.evaluate.results import Interval
 from distillctl.evaluate.verdict import judge
 from distillctl.recipe.models import VerdictSpec
-from tests.support.evaluating import LABELS, answers, entrant, gold, judged
+from tests.support.evaluating import LABELS, answers, entrant, gold, judged, structured
 from tests.support.evaluating import given as given_run
 
 FAST, SLOW, ODD, UNTIMED = (1.0, 0.1), (0.1, 1.0), (1.0, 0.5), (None, None)
@@ -165,6 +166,15 @@ class TestOthersOnTheSameItems:
         found = judged(300, 200, base=299).verdict
         assert found.next_steps[0].startswith("Training shows no clear effect")
 
+    def test_training_that_helps_with_a_field_alone_names_the_field(self):
+        expected = [{"file": f"{i}.py", "lines": i} for i in range(100)]
+        task = structured()
+        found = evaluate(given_run(
+            expected, entrant("teacher", expected, task),
+            entrant("student", [{**one, "lines": -1} for one in expected], task),
+            entrant("base", [{"file": "?", "lines": -1}] * 100, task), task=task)).verdict
+        assert found.next_steps[0].startswith("Training helps with file 100.0 % (0.0 %), untrained in br")
+
     def test_an_untrained_model_that_is_good_enough_needs_no_training(self):
         found = judged(490, 10, base=490).verdict
         assert found.next_steps[0].startswith("Try the untrained model as it is")
@@ -218,8 +228,6 @@ class TestNoConnection:
 
 
 def evaluate_labels(expected, teacher, student):
-    from distillctl.evaluate.evaluate import evaluate
-
     return evaluate(given_run(expected, entrant("teacher", teacher, seconds=1.0),
                               entrant("student", student, seconds=0.1)))
 

@@ -59,6 +59,9 @@ def _what_is_broken(found: Findings) -> list[str]:
                          "learning rate or train for fewer epochs.")
         elif one.difference.low <= 0 and found.could_take_over(one.second):
             steps.append(f"Try the untrained model as it is: it {found.compared(one)}, without training.")
+        elif one.difference.low <= 0 and (parts := found.clearer_parts(one.second)):
+            steps.append(f"Training helps with {parts}, untrained in brackets, but not yet clearly with "
+                         "whole answers, which count only when all is right: train longer, or on more rows.")
         elif one.difference.low <= 0:
             steps.append("Training shows no clear effect against the untrained model: train longer, raise "
                          "the learning rate, and look whether the training loss falls.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distillctl.evaluate.results import Cascade, Comparison, Contrast, Evaluation, Role
 from distillctl.evaluate.stats import hits_above_chance
+from distillctl.evaluate.wording import percent
 from distillctl.recipe.models import VerdictSpec
 
 MIN_ITEMS = 30  # fewer say little
@@ -91,6 +92,13 @@ class Findings:
     def compared(self, one: Contrast) -> str:
         """How a baseline that is not clearly beaten stands, in words."""
         return f"{'does' if one.difference.value <= 0 else 'may do'} as well"
+
+    def clearer_parts(self, name: str) -> str:
+        """Fields or checks on which the student's interval lies wholly above another's, with both shares."""
+        other = next(one for one in self.evaluations if one.name == name).parts
+        return ", ".join(f"{part} {percent(mine.value)} ({percent(other[part].value)})"
+                         for part, mine in self.student.parts.items()
+                         if part in other and mine.low > other[part].high)
 
     def called(self, name: str) -> str:
         """An entrant's name in quotes, or its model's where the name only says its role."""
