@@ -121,7 +121,7 @@ def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None 
     if numbers is not None and (form not in CONVERTED or (form, numbers) == ("merged", "q8_0")):
         raise UsageError(Problem(f"a student exported as {form} has no such numbers", "--numbers",
                                  value=numbers, hint="merged has bf16, f16 and f32; gguf and ollama have "
-                                                     "q8_0 too; the others keep the adapter's"))
+                                                     "q8_0 too; the others keep the student's"))
     student = stages.student_ref(ctx, "student")
     exporter = find_exporter(student, ctx.path("student"))
     if into.exists() and (not into.is_dir() or any(into.iterdir())):

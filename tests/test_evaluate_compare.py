@@ -164,6 +164,11 @@ class TestOnDev:
             "a": {"train.epochs": 2, "train.seed": 0}, "b": {"train.epochs": 4, "train.seed": 0}})
         assert [one.settings for one in table.runs] == [{"train.epochs": 2}, {"train.epochs": 4}]
 
+    def test_a_block_that_one_run_lacks_is_told_as_each_has_it(self):
+        table = compare_runs([("a", self.run(92)), ("b", self.run(90))], {
+            "a": {"train.lora": None, "train.seed": 0}, "b": {"train.lora.rank": 16, "train.seed": 0}})
+        assert [one.settings for one in table.runs] == [{"train.lora": None}, {"train.lora.rank": 16}]
+
     def test_what_only_other_backends_look_at_is_no_difference(self):
         local = {"backend": "local", "backends.local.engine": "auto"}
         table = compare_runs([("a", self.run(92)), ("b", self.run(91)), ("c", self.run(90))], {

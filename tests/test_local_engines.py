@@ -31,35 +31,40 @@ def gpu_with_unsloth(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestChoice:
     def test_without_a_gpu_it_is_peft(self, gpu_with_unsloth: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engines, "has_gpu", lambda: False)
-        assert choose_engine(LocalSettings(), 1.0) == ("peft", "there is no GPU, which Unsloth needs")
+        assert choose_engine(LocalSettings(), TrainSpec(), 1.0) == (
+            "peft", "there is no GPU, which Unsloth needs")
 
     def test_a_gpu_that_is_hidden_is_none(self, gpu_with_unsloth: None,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert choose_engine(LocalSettings(), 1.0)[0] == "peft"
+        assert choose_engine(LocalSettings(), TrainSpec(), 1.0)[0] == "peft"
 
     def test_without_unsloth_it_is_peft(self, gpu_with_unsloth: None,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engines, "find_spec", lambda name: None)
-        assert choose_engine(LocalSettings(), 1.0) == ("peft", "Unsloth is not installed")
+        assert choose_engine(LocalSettings(), TrainSpec(), 1.0) == ("peft", "Unsloth is not installed")
 
     @pytest.mark.parametrize(("ratio", "engine"), [(1.3, "unsloth"), (None, "unsloth"), (4.0, "peft")])
     def test_it_is_peft_where_sharing_saves_more_than_kernels(self, gpu_with_unsloth: None,
                                                               ratio: float | None, engine: str) -> None:
-        assert choose_engine(LocalSettings(), ratio)[0] == engine
+        assert choose_engine(LocalSettings(), TrainSpec(), ratio)[0] == engine
 
     @pytest.mark.parametrize("setting", [{"keep": "best"}, {"learn": "choice"}, {"lora_plus": 4.0},
                                          {"patience": 2}, {"precision": "fp32"}, {"shared_prefix": "on"}])
     def test_a_setting_that_unsloth_does_not_know_keeps_peft(self, gpu_with_unsloth: None,
                                                              setting: dict[str, object]) -> None:
-        engine, why = choose_engine(LocalSettings(**setting), 1.0)
+        engine, why = choose_engine(LocalSettings(**setting), TrainSpec(), 1.0)
         assert (engine, why.startswith("Unsloth does not know")) == ("peft", True)
         (problem,) = engines.why_not_unsloth(LocalSettings(engine="unsloth", **setting))
         assert next(iter(setting)) in problem.what
 
+    def test_every_weight_is_trained_by_our_own_trainer(self, gpu_with_unsloth: None) -> None:
+        engine, why = choose_engine(LocalSettings(), TrainSpec(lora=None), 1.0)
+        assert (engine, "adapters alone" in why) == ("peft", True)
+
     def test_what_the_recipe_says_holds(self, gpu_with_unsloth: None) -> None:
-        assert choose_engine(LocalSettings(engine="unsloth"), 9.0)[0] == "unsloth"
-        assert choose_engine(LocalSettings(engine="peft"), 1.0)[0] == "peft"
+        assert choose_engine(LocalSettings(engine="unsloth"), TrainSpec(), 9.0)[0] == "unsloth"
+        assert choose_engine(LocalSettings(engine="peft"), TrainSpec(), 1.0)[0] == "peft"
         assert engines.why_not_unsloth(LocalSettings(engine="unsloth")) == []
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from distillctl import api
 from distillctl.cli.main import cli
 from distillctl.errors import RecipeError, UsageError
+from distillctl.evaluate.wording import settings_text
 from distillctl.recipe.load import load_cells
 from distillctl.sandbox import part
 from distillctl.sandbox.server import Sandbox
@@ -84,6 +85,12 @@ class TestGrid:
         assert [(one.recipe.student.model, one.recipe.train.lora.rank) for one in cells] == [
             ("a", 4), ("a", 8), ("b", 4), ("b", 8)]
 
+    def test_all_weights_and_an_adapter_are_two_cells(self, folder: Path) -> None:
+        cells = load_cells(folder / "recipe.yaml", ["train.lora=[null, {rank: 4}]"])
+        assert [one.cell for one in cells] == [{"train.lora": None}, {"train.lora": {"rank": 4}}]
+        assert [one.recipe.train.lora and one.recipe.train.lora.rank for one in cells] == [None, 4]
+        assert settings_text(cells[1].cell) == "lora {rank: 4}"
+
     def test_lists_that_are_meant_as_lists_are_no_sweep(self, folder: Path) -> None:
         only, = load_cells(folder / "recipe.yaml", ["train.lora.targets=[q_proj]", "train.seeds=[1, 2]"])
         assert only.cell is None
@@ -103,6 +110,16 @@ class TestGrid:
         line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if text == "7")
         assert told["train.learning_rate"].where == f"{path}:{line}"
         assert "empty list" in told["train.batch_size"].what and len(told) == 2
+
+    def test_so_is_one_inside_a_listed_block(self, folder: Path) -> None:
+        path = folder / "lines.yaml"
+        path.write_text((folder / "recipe.yaml").read_text().strip().removesuffix("}") + (
+            ', "train": {"lora": [null, {\n"rank": 0}]}}'))
+        with pytest.raises(RecipeError) as caught:
+            load_cells(path)
+        (problem,) = caught.value.problems
+        line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith('"rank"'))
+        assert (problem.field, problem.where) == ("train.lora.rank", f"{path}:{line}")
 
     @pytest.mark.parametrize(("override", "said"), [
         ("train.seed=[1, 1]", "names a value twice"), ("train.seed=[" + ", ".join(map(str, range(101))) + "]",

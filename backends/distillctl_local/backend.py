@@ -34,7 +34,6 @@ from distillctl.store.files import digest_file, read_json, safe_join, sync_folde
 from distillctl.task import Task
 from distillctl.types import Predictor
 from distillctl_local import engines, process, tracking
-from distillctl_local.safety import CONFIG, WEIGHTS
 from distillctl_local.settings import LocalSettings
 
 _TOKEN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -140,13 +139,16 @@ class LocalBackend:
             process.end(folder)
 
     def collect(self, handle: JobHandle, into: Path) -> StudentRef:
+        from distillctl_local.result import kind_of
+
         folder = self._folder(handle.job_id)
         outcome = _outcome(folder) if folder else None
         if outcome is None or not outcome["ok"]:
             raise BackendError(Problem("this job has no student to collect", where=str(self._jobs()),
                                        value=handle.job_id))
-        if sorted(outcome["files"]) != [CONFIG, WEIGHTS]:
-            raise BackendError(Problem("the trainer left other files than an adapter",
+        kind = kind_of(outcome["files"])
+        if kind is None:
+            raise BackendError(Problem("the trainer left other files than an adapter or a model",
                                        where=str(folder / "result"), value=sorted(outcome["files"])))
         for name, digest in outcome["files"].items():
             shutil.copyfile(folder / "result" / name, into / name)
@@ -154,7 +156,7 @@ class LocalBackend:
                 raise BackendError(Problem("was changed after training", where=str(folder / "result" / name),
                                            hint="run again with --resubmit to train anew"))
         job = read_json(folder / "job.json")
-        return StudentRef(self.name, "adapter", job["model"], ".", outcome["files"],
+        return StudentRef(self.name, kind, job["model"], ".", outcome["files"],
                           {"revision": job["revision"], "rows": job["rows"], "seconds": outcome["seconds"]})
 
     def open(self, student: StudentRef, folder: Path, task: Task,
@@ -168,7 +170,8 @@ class LocalBackend:
         """Chosen here, and noted in the job: the trainer must know before it imports a library."""
         from distillctl_local.preflight import sharing_ratio
 
-        return engines.choose_engine(self._settings, sharing_ratio(job, self._model(job), self._settings))[0]
+        return engines.choose_engine(self._settings, job.train,
+                                     sharing_ratio(job, self._model(job), self._settings))[0]
 
     def _model(self, job: TrainJob) -> str:
         """The model's name; a folder's from the root, because the trainer works in a folder of its own."""

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 
 from distillctl.errors import Problem
+from distillctl.recipe.models import TrainSpec
 from distillctl_local.hardware import has_gpu
 from distillctl_local.settings import LocalSettings
 
@@ -14,7 +15,7 @@ INSTALL = ("pip install 'distillctl[unsloth]', in an environment of its own: Uns
            "transformers and TRL than the local extra has")
 
 
-def choose_engine(settings: LocalSettings, ratio: float | None) -> tuple[str, str]:
+def choose_engine(settings: LocalSettings, train: TrainSpec, ratio: float | None) -> tuple[str, str]:
     """The engine, `peft` or `unsloth`, and why.
 
     ratio: tokens that a step computes without sharing the prompts' beginning for each that it computes with
@@ -24,6 +25,8 @@ def choose_engine(settings: LocalSettings, ratio: float | None) -> tuple[str, st
         return settings.engine, "as the recipe says"
     if not _on_gpu(settings):
         return "peft", "there is no GPU, which Unsloth needs"
+    if train.lora is None:
+        return "peft", "with Unsloth we train adapters alone"
     if find_spec("unsloth") is None:
         return "peft", "Unsloth is not installed"
     if why := _only_peft(settings):

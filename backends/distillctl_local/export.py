@@ -48,12 +48,11 @@ def _adapter(job: ExportJob, into: Path) -> Exported:
 def _merged(job: ExportJob, into: Path) -> Exported:
     import torch
 
+    from distillctl_local.result import answer_as_trained
+
     model, encoder = _load(job)
     model.to({"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.numbers])
-    stops = sorted({encoder.end_id, encoder.tokenizer.eos_token_id} - {None})
-    generation = model.generation_config
-    generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
-    generation.eos_token_id = stops if len(stops) > 1 else stops[0]  # else some servers never stop
+    answer_as_trained(model, encoder)
     model.save_pretrained(into)
     encoder.tokenizer.save_pretrained(into)
     return Exported(("in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)",

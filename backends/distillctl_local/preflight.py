@@ -12,8 +12,10 @@ which one attends to the other, S supervised tokens and a vocabulary V:
 
 The 16·h without c are the norms, in fp32. Attention on a GPU keeps nothing a pair. With gradient
 checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·L·h·c + T·(16·h·c +
-16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. A test holds measured peaks
-against it.
+16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. Where every weight is trained,
+16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
+made beside the one that it is added to, once for the input and once for the head. A test holds measured
+peaks against it.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
-from distillctl_local import engines, models, tracking, unsloth_engine
+from distillctl_local import engines, full, models, tracking, unsloth_engine
 from distillctl_local.data import Row
 from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, has_gpu, memory_available
 from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
-from distillctl_local.sharing import choose_prefixes, expected_ratio, share_prefixes, tokens_per_step
+from distillctl_local.sharing import (
+    choose_prefixes,
+    dropout_of,
+    expected_ratio,
+    share_prefixes,
+    tokens_per_step,
+)
 
 FRAME = 30  # tokens of a chat template around a prompt, about
 _LIBRARIES = 2**30
@@ -56,22 +64,25 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     problems = tracking.problems(settings.report_to, offline=env.offline)
     if receivers := tracking.hosts(settings.report_to):
         notes.append(f"the training curve and the settings go to {', '.join(receivers)}")
-    if settings.bits in (4, 8) and settings.engine != "unsloth":
+    problems += full.problems(job.train, settings)
+    warnings = [said] if (said := job.train.rate_warning) else []
+    whole = job.train.lora is None
+    if settings.bits in (4, 8) and settings.engine != "unsloth" and not whole:
         problems += _quantisation_problems(settings, on_gpu)
-    if settings.engine == "unsloth":
+    if settings.engine == "unsloth" and not whole:
         problems += engines.why_not_unsloth(settings)
     if not models.is_at_hand(model):
         notes.append(f"{model} will be downloaded from the Hugging Face Hub")
     facts = models.facts_at_hand(model)
     if facts is None:
-        return Preflight(problems=tuple(problems), notes=tuple(notes), cost_usd=(0.0, 0.0))
+        return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0))
     if settings.watches and not (job.dev_file and job.dev_file.exists() and job.dev_file.stat().st_size):
         problems.append(Problem("there is no dev split to watch", field="backends.local",
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
     rows, counted = _rows(job, model)
     if not rows:
         problems.append(Problem("there are no rows to learn from", field="data.examples"))
-        return Preflight(problems=tuple(problems), notes=tuple(notes), cost_usd=(0.0, 0.0))
+        return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0))
     lengths = sorted(len(row.ids) for row in rows)
     limit = min(job.train.max_length, facts.context)
     notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
@@ -79,27 +90,38 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if counted:
         problems += _too_long(rows, limit)
     ratio = _ratio(rows, job.train)
-    engine, why = engines.choose_engine(settings, ratio)
+    engine, why = engines.choose_engine(settings, job.train, ratio)
     shared = None
     if engine == "peft":
         try:
             rows, shared = choose_prefixes(rows, facts, job.train, settings)
         except UsageError as error:
             problems += error.problems
-    base = {4: "4 bits", 8: "8 bits"}.get(settings.bits or (4 if engine == "unsloth" else 0),
-                                          "bf16" if width == 2 else "fp32")
     notes.insert(0, f"{'Unsloth' if engine == 'unsloth' else 'transformers, PEFT and TRL'} on "
-                    f"{'the GPU' if on_gpu else 'the processor'} ({why}), the base in {base}, the adapter in "
-                    "fp32")
+                    f"{'the GPU' if on_gpu else 'the processor'} ({why}), "
+                    f"{_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
-    memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None))
+    memory = Memory(facts, job.train, 4 if whole else width,
+                    settings.bits or (4 if engine == "unsloth" else None))
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
-    problems += _memory_problems(needed, model, on_gpu)
+    problems += _memory_problems(needed, model, on_gpu, whole)
     notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}")
-    problems += _disk_problems(facts, job.train, env.workspace)
+    if whole:
+        notes.append(f"the student is {4 * facts.parameters / 2**30:.2f} GiB on disk, its checkpoints up to "
+                     f"{_disk(facts, job.train, settings) / 2**30:.1f} GiB while it trains")
+    problems += _disk_problems(_disk(facts, job.train, settings), env.workspace)
     duration = None if on_gpu else _duration(facts, job, rows, width)
-    return Preflight(tuple(problems), (), tuple(notes), (0.0, 0.0), duration)
+    return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0), duration)
+
+
+def _precisions(settings: LocalSettings, engine: str, width: int, whole: bool) -> str:
+    """What is kept and computed in what, in words."""
+    usual = "bf16" if width == 2 else "fp32"
+    if whole:
+        return "every weight trained, in fp32" + (", matrix products in bf16" if usual == "bf16" else "")
+    base = {4: "4 bits", 8: "8 bits"}.get(settings.bits or (4 if engine == "unsloth" else 0), usual)
+    return f"the base in {base}, the adapter in fp32"
 
 
 def sharing_ratio(job: TrainJob, model: str, settings: LocalSettings) -> float | None:
@@ -110,7 +132,7 @@ def sharing_ratio(job: TrainJob, model: str, settings: LocalSettings) -> float |
 
 
 def _ratio(rows: Sequence[Row], train: TrainSpec) -> float:
-    if train.lora.dropout:
+    if dropout_of(train):
         return 1.0
     batch_size = min(train.batch_size, len(rows))
     return expected_ratio(share_prefixes(rows, batch_size), batch_size)
@@ -141,7 +163,7 @@ def adapter_parameters(facts: ModelFacts, rank: int) -> int:
 @dataclass(frozen=True)
 class Memory:
     """Bytes at the peak of training, by the formula above. width: bytes of a number of the base that is not
-    quantised; bits: of its linear layers where it is."""
+    quantised, 4 where every weight is trained; bits: of its linear layers where it is."""
 
     facts: ModelFacts
     train: TrainSpec
@@ -163,13 +185,18 @@ class Memory:
         return 16 * hidden * (self.width + 1) + 4 * inner * self.width
 
     def _fixed(self) -> float:
+        supervised = self.train.batch_size * 4
+        return self._weights() + 12 * supervised * self.facts.vocab + _LIBRARIES
+
+    def _weights(self) -> float:
+        """What is kept from step to step, with the gradients."""
         facts = self.facts
+        if self.train.lora is None:
+            return 16 * facts.parameters + 8 * facts.vocab * facts.hidden_size
         linear = min(linear_parameters(facts), facts.parameters)
         weights = linear * {4: 0.53, 8: 1.0}.get(self.bits, self.width)
         weights += (facts.parameters - linear) * self.width
-        supervised = self.train.batch_size * 4
-        return (weights + 16 * adapter_parameters(facts, self.train.lora.rank) + 12 * supervised * facts.vocab
-                + _LIBRARIES)
+        return weights + 16 * adapter_parameters(facts, self.train.lora.rank)
 
 
 def _rows(job: TrainJob, model: str) -> tuple[list[Row], bool]:
@@ -219,7 +246,7 @@ def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
     return prefix + tokens, 0 if on_gpu else prefix**2 + pairs
 
 
-def _memory_problems(needed: float, model: str, on_gpu: bool) -> list[Problem]:
+def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool) -> list[Problem]:
     free = gpu_memory_available() if on_gpu else memory_available()
     if free is None or needed <= free:
         return []
@@ -227,7 +254,8 @@ def _memory_problems(needed: float, model: str, on_gpu: bool) -> list[Problem]:
         f"training needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}, "
         f"{free / 2**30:.1f} GiB are free",
         field="student.model", value=model,
-        hint="take a smaller student, lower backends.local.micro_tokens, or use a hosted backend")]
+        hint="take a smaller student, lower backends.local.micro_tokens, "
+             + ("or train an adapter (train.lora.rank)" if whole else "or use a hosted backend"))]
 
 
 def _quantisation_problems(settings: LocalSettings, on_gpu: bool) -> list[Problem]:
@@ -241,9 +269,14 @@ def _quantisation_problems(settings: LocalSettings, on_gpu: bool) -> list[Proble
     return []
 
 
-def _disk_problems(facts: ModelFacts, train: TrainSpec, workspace: Path) -> list[Problem]:
-    """Three checkpoints of adapter and optimiser, the third while it is written, and the result."""
-    needed = 40 * adapter_parameters(facts, train.lora.rank) + 50 * 2**20
+def _disk(facts: ModelFacts, train: TrainSpec, settings: LocalSettings) -> float:
+    """Bytes of three checkpoints of what is trained and its optimiser, the third while it is written, of the
+    result, and of two kept epochs where the best one is."""
+    trained = adapter_parameters(facts, train.lora.rank) if train.lora else facts.parameters
+    return (40 + 8 * settings.watches) * trained + 50 * 2**20
+
+
+def _disk_problems(needed: float, workspace: Path) -> list[Problem]:
     there = next(folder for folder in (workspace, *workspace.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if free >= needed:
@@ -253,10 +286,11 @@ def _disk_problems(facts: ModelFacts, train: TrainSpec, workspace: Path) -> list
 
 
 def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int) -> tuple[float, float]:
-    """Seconds, from 4 operations a parameter and token (no gradients of the base's weights) and the speed
+    """Seconds, from 4 operations a parameter and token, 6 with the gradients of every weight, and the speed
     of a usual core, with nothing else running."""
     train = job.train
     steps = train.max_steps or (train.epochs or DEFAULT_EPOCHS) * math.ceil(len(rows) / train.batch_size)
-    work = 4 * facts.parameters * steps * tokens_per_step(rows, min(train.batch_size, len(rows)))
+    tokens = steps * tokens_per_step(rows, min(train.batch_size, len(rows)))
+    work = (4 if train.lora else 6) * facts.parameters * tokens
     low, high = (rate * (os.cpu_count() or 1) for rate in _FLOPS_PER_CORE[width])
     return _START_S[0] + work / high, _START_S[1] + work / low

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 from distillctl_local.data import Row
 from distillctl_local.losses import Loss
 from distillctl_local.prefix import accumulate
+from distillctl_local.result import plain_model
 
 
 class SharedPrefixTrainer(SFTTrainer):
@@ -40,7 +41,7 @@ class SharedPrefixTrainer(SFTTrainer):
                       num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one optimiser step; returns its loss."""
         model.train()
-        base = self.accelerator.unwrap_model(model).get_base_model()
+        base = plain_model(self.accelerator.unwrap_model(model))
         rows = inputs["rows"]
         while True:
             try:

@@ -26,7 +26,7 @@ def choose_prefixes(rows: list[Row], facts: ModelFacts, train: TrainSpec,
         return rows, "every row is computed whole: the shared prefix is switched off"
     batch_size = min(train.batch_size, len(rows))
     shared = share_prefixes(rows, batch_size)
-    if why := why_not_shared(facts, shared, train.lora.dropout):
+    if why := why_not_shared(facts, shared, dropout_of(train)):
         if settings.shared_prefix == "on":
             raise UsageError(Problem(f"a shared prefix is not possible: {why}",
                                      field="backends.local.shared_prefix", value="on", hint="use auto"))
@@ -37,6 +37,11 @@ def choose_prefixes(rows: list[Row], facts: ModelFacts, train: TrainSpec,
     lengths = sorted({row.prefix for row in shared if row.prefix})
     return shared, (f"prompts begin alike for {' or '.join(map(str, lengths))} tokens, computed once a step: "
                     f"{ratio:.1f}× fewer tokens")
+
+
+def dropout_of(train: TrainSpec) -> float:
+    """The share that is dropped while training: an adapter's, without one nothing is."""
+    return train.lora.dropout if train.lora else 0.0
 
 
 def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> str | None:

@@ -1,9 +1,9 @@
 """The trainer: a program of its own, started by the backend in a job folder.
 
-`python -m distillctl_local.trainer FOLDER` reads job.json and the rows, trains, and leaves the adapter in
-result/ and the outcome in done.json, written last. What happens is a line each in events.jsonl. Killed at
-any point and started again in the same folder, it goes on from its last whole checkpoint and ends with the
-same adapter.
+`python -m distillctl_local.trainer FOLDER` reads job.json and the rows, trains, and leaves the adapter (or
+the whole model) in result/ and the outcome in done.json, written last. What happens is a line each in
+events.jsonl. Killed at any point and started again in the same folder, it goes on from its last whole
+checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_js
 from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
-from distillctl_local import process
-from distillctl_local.safety import CONFIG, WEIGHTS
+from distillctl_local import full, process
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -85,14 +85,16 @@ def train(folder: Path, events: Events) -> None:
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
                     f"{restarts} of {settings.restarts}", "warning")
     events.tell("loading the model")
+    if found := full.problems(spec, settings):
+        raise UsageError(*found)
     if settings.engine == "unsloth":
         from distillctl_local import unsloth_engine
 
-        adapted = unsloth_engine.train(folder, job, spec, settings, events.tell)
+        student = unsloth_engine.train(folder, job, spec, settings, events.tell)
     else:
-        adapted = _train_with_peft(folder, job, spec, settings, task, events)
+        student = _train_with_peft(folder, job, spec, settings, task, events)
     crashpoint("after-training")
-    _save(folder, adapted, job)
+    _save(folder, student, job, whole=spec.lora is None)
     seconds = time.monotonic() - started
     events.tell(f"trained in {seconds:.0f} s")
     write_json(folder / "done.json",
@@ -100,7 +102,7 @@ def train(folder: Path, events: Events) -> None:
 
 
 def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSettings,
-                     task: Task, events: Events) -> PeftModel:
+                     task: Task, events: Events) -> PreTrainedModel | PeftModel:
     import torch
     from transformers import set_seed
 
@@ -116,20 +118,22 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     device, dtype = choose(settings)
     set_seed(spec.seed)
     tokenizer = load_tokenizer(job["model"], job["revision"])
-    model = load_base(job["model"], job["revision"], dtype=dtype, device=device, attention="eager",
-                      quantisation=quantisation(settings))
+    model = load_base(job["model"], job["revision"], dtype=torch.float32 if spec.lora is None else dtype,
+                      device=device, attention="eager", quantisation=quantisation(settings))
     facts = facts_of(model.config)
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
     in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
-    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}{in_bits}; {method}")
-    adapted = add_adapter(model, spec, rslora=settings.rslora)
-    watch = Watch(folder, adapted, encoder, task) if settings.watches else None
-    _fit(folder, events, adapted, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch)
+    every = ", every weight trained in float32" if spec.lora is None else ""
+    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
+    student = (train_all(model, dtype) if spec.lora is None
+               else add_adapter(model, spec, rslora=settings.rslora))
+    watch = Watch(folder, student, encoder, task) if settings.watches else None
+    _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch)
     if watch:
         watch.restore_best()
-    return adapted
+    return student
 
 
 def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
@@ -141,6 +145,18 @@ def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
     if settings.learn == "tokens" or not task.labels:
         return next_token
     return LabelChoice([encoder.completion(task.target(label)) for label in task.labels])
+
+
+def train_all(model: PreTrainedModel, products: torch.dtype) -> PreTrainedModel:
+    """The fp32 model itself, every weight to be trained. products: what its linear layers multiply in."""
+    import torch
+
+    model.requires_grad_()
+    if products is torch.bfloat16:
+        from distillctl_local.precision import train_in_bf16
+
+        train_in_bf16(model)
+    return model
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False) -> PeftModel:
@@ -162,8 +178,8 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
     return adapted
 
 
-def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: list[Row], loss: Loss,
-         spec: TrainSpec, settings: LocalSettings, watch: Watch | None) -> None:
+def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],
+         loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from trl import SFTConfig
@@ -191,23 +207,18 @@ def _fit(folder: Path, events: Events, model: PeftModel, tokenizer: Any, rows: l
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
-def _save(folder: Path, model: PeftModel, job: dict[str, JSON]) -> None:
-    """The adapter as PEFT reads it, without paths of this machine and the same bytes for the same run."""
-    from distillctl_local.models import HUB_ID
+def _save(folder: Path, model: PreTrainedModel | PeftModel, job: dict[str, JSON], *, whole: bool) -> None:
+    """The student's files, under their name once they are all there."""
+    from distillctl_local.encode import Encoder
+    from distillctl_local.models import load_tokenizer
+    from distillctl_local.result import write_adapter, write_model
 
     partial = folder / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, safe_serialization=True)
-    for path in partial.iterdir():
-        if path.name not in (CONFIG, WEIGHTS):  # a model card, a tokenizer
-            path.unlink()
-    config = json.loads((partial / "adapter_config.json").read_text(encoding="utf-8"))
-    if not HUB_ID.fullmatch(config["base_model_name_or_path"]):
-        config["base_model_name_or_path"] = Path(job["model"]).name
-    config["revision"] = job["revision"]
-    if isinstance(config["target_modules"], list):  # a set until it was written
-        config["target_modules"].sort()
-    write_json(partial / "adapter_config.json", config)
+    if whole:
+        write_model(model, Encoder(load_tokenizer(job["model"], job["revision"])), job, partial)
+    else:
+        write_adapter(model, job, partial)
     sync_tree(partial)
     crashpoint("before-result")
     shutil.rmtree(folder / "result", ignore_errors=True)

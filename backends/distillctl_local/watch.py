@@ -13,21 +13,23 @@ from distillctl.store.files import read_json, read_jsonl, sync_tree, write_json
 from distillctl.task import Task, rouge_l
 from distillctl.types import JSON, Request
 from distillctl_local.encode import Encoder
+from distillctl_local.result import load_weights, plain_model, save_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ROWS = 200  # dev rows that are looked at, the first ones: enough to see a trend
-_WEIGHTS = "adapter_model.safetensors"
 
 
 class Watch:
-    """Scores by epoch, and the best epoch's adapter, in a job's folder.
+    """Scores by epoch, and the best epoch's trained weights, in a job's folder.
 
     A trainer that was killed and goes on from an earlier checkpoint finds and writes the same ones again.
     """
 
-    def __init__(self, folder: Path, model: PeftModel, encoder: Encoder, task: Task) -> None:
+    def __init__(self, folder: Path, model: PreTrainedModel | PeftModel, encoder: Encoder,
+                 task: Task) -> None:
         self._folder = folder
         self._model = model
         self._encoder = encoder
@@ -35,12 +37,12 @@ class Watch:
         self._rows = list(read_jsonl(folder / "dev.jsonl"))[:ROWS]
 
     def look(self, step: int) -> float:
-        """The student's score at the end of an epoch, in [0, 1]; its adapter is kept if it is the best."""
+        """The student's score at the end of an epoch, in [0, 1]; its weights are kept if it is the best."""
         score = dev_score(self._model, self._encoder, self._task, self._rows)
         scores = {**self._scores(before=step), step: score}
         if score == max(scores.values()):  # of equal ones the later
             partial = self._folder / "best.partial"
-            self._model.save_pretrained(partial)
+            save_weights(self._model, partial)
             sync_tree(partial)
             shutil.rmtree(self._folder / "best", ignore_errors=True)
             partial.rename(self._folder / "best")
@@ -57,11 +59,8 @@ class Watch:
         return len(scores) - 1 - scores.index(max(scores))
 
     def restore_best(self) -> None:
-        """Give the model the best epoch's adapter."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        set_peft_model_state_dict(self._model, load_file(self._folder / "best" / _WEIGHTS))
+        """Give the model the best epoch's weights."""
+        load_weights(self._model, self._folder / "best")
 
     def _scores(self, before: int) -> dict[int, float]:
         path = self._folder / "dev.json"
@@ -69,7 +68,8 @@ class Watch:
         return {int(step): score for step, score in found.items() if int(step) < before}
 
 
-def dev_score(model: PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON]) -> float:
+def dev_score(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
+              rows: Sequence[JSON]) -> float:
     """How well a model being trained answers as the teacher did, by the task's metric: the share of right
     answers; for free text its mean ROUGE-L."""
     from distillctl_local.predictor import LocalPredictor
@@ -77,7 +77,7 @@ def dev_score(model: PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSO
     was_training = model.training
     model.eval()
     mode = "score" if task.labels else "generate"
-    predictor = LocalPredictor(model.get_base_model(), encoder, task, EvaluateSpec(),
+    predictor = LocalPredictor(plain_model(model), encoder, task, EvaluateSpec(),
                                {"model": "student", "mode": mode})
     answers = []
     for start in range(0, len(rows), predictor.max_batch):

@@ -70,14 +70,20 @@ def _different(settings: Settings) -> dict[str, dict[str, JSON]]:
     it."""
     names = dict.fromkeys(name for one in settings.values() for name in one)
     differ = [name for name in names
-              if len({repr(one.get(name)) for one in settings.values() if _concerns(name, one)}) > 1]
-    return {run: {name: one.get(name) for name in differ if _concerns(name, one)}
+              if len({(_is_block(name, one), repr(one.get(name))) for one in settings.values()
+                      if _concerns(name, one)}) > 1]
+    return {run: {name: one.get(name) for name in differ if _concerns(name, one) and not _is_block(name, one)}
             for run, one in settings.items()}
 
 
 def _concerns(name: str, settings: Mapping[str, JSON]) -> bool:
     """Whether a run with these settings could have this one: no backend looks at another one's."""
     return not name.startswith("backends.") or name.startswith(f"backends.{settings.get('backend')}.")
+
+
+def _is_block(name: str, settings: Mapping[str, JSON]) -> bool:
+    """Whether what others have under this name is a block here, or lies in one that is null here."""
+    return any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in settings)
 
 
 def _compared(name: str, metrics: Metrics, settings: Mapping[str, JSON]) -> ComparedRun:

@@ -68,6 +68,11 @@ def plural(count: int, noun: str) -> str:
 
 
 def settings_text(settings: Mapping[str, JSON]) -> str:
-    """Settings by dotted field, in one line: "student.model a, learning_rate 0.001"."""
-    return ", ".join(f"{name.removeprefix('train.')} {'null' if value is None else value}"
-                     for name, value in settings.items())
+    """Settings by dotted field, in one line: "student.model a, learning_rate 0.001, lora {rank: 8}"."""
+    return ", ".join(f"{name.removeprefix('train.')} {_setting(value)}" for name, value in settings.items())
+
+
+def _setting(value: JSON) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_setting(one)}" for name, one in value.items()) + "}"
+    return "null" if value is None else str(value)

@@ -65,8 +65,9 @@ def _cell(document: Document, chosen: Mapping[FieldPath, int]) -> tuple[dict[str
     for path, index in chosen.items():
         value = _at(document.data, path)[index]
         _at(data, path[:-1])[path[-1]] = values[dotted(path)] = value
-        if (*path, index) in where:
-            where[path] = where[*path, index]
+        chosen_at = (*path, index)
+        where |= {path + place[len(chosen_at):]: line for place, line in document.places.items()
+                  if place[:len(chosen_at)] == chosen_at}
     return values, replace(document, data=data, places=where)
 
 
@@ -80,6 +81,8 @@ def _single_valued(prefix: FieldPath, model: type[BaseModel]) -> Iterator[Axis]:
     for name, field in model.model_fields.items():
         kinds = _kinds(field.annotation)
         if nested := [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]:
+            if types.NoneType in kinds:  # with and without it are two students
+                yield Axis((*prefix, name), model)
             for one in nested:
                 yield from _single_valued((*prefix, name), one)
         elif not any(get_origin(kind) in (list, tuple, dict) for kind in kinds):

@@ -32,6 +32,7 @@ class LoraSpec(Strict):
 
 
 DEFAULT_EPOCHS = 3
+_HIGHEST_FULL_RATE = 1e-4  # what is usual for full fine-tuning ends here, and an adapter's begins
 
 
 class TrainSpec(Strict):
@@ -57,8 +58,17 @@ class TrainSpec(Strict):
     """Of the adapter's first weights and of the order of the rows."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[], max_length=20)
     """Train the student again with each of these, to show how far its figure depends on chance."""
-    lora: LoraSpec = LoraSpec()
-    """The adapter that is trained in place of all weights."""
+    lora: LoraSpec | None = LoraSpec()
+    """The adapter that is trained in place of all weights; null: every weight is trained (full fine-tuning),
+    which wants a tenth of an adapter's learning rate."""
+
+    @property
+    def rate_warning(self) -> str | None:
+        """What to say, where every weight is trained, of a learning rate that is an adapter's."""
+        if self.lora is not None or self.learning_rate <= _HIGHEST_FULL_RATE:
+            return None
+        return (f"train.learning_rate {self.learning_rate:g} is an adapter's: with every weight trained a "
+                f"tenth of it is usual, {self.learning_rate / 10:g}, or the model may lose what it knew")
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from distillctl import api, deciding, stages
@@ -34,11 +35,34 @@ def linear_run(workspace: Path) -> Context:
     return reopened(done.dir, workspace)
 
 
+def whole_run(workspace: Path, base: StudentRef) -> Context:
+    """A run whose student is `base` with every weight trained for a few steps."""
+    recipe = _tiny_recipe(workspace, base, "classification", {}, {
+        "lora": None, "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2})
+    return reopened(api.run(recipe, workspace=workspace).dir, workspace)
+
+
 def tiny_run(workspace: Path, base: StudentRef, kind: str = "classification", **evaluate: object) -> Context:
     """A run whose student is a random adapter on `base` (see support.tiny_students): all but its training is
     as in any run."""
     from support.tiny_students import tiny_student
 
+    ctx = api.open_recipe(_tiny_recipe(workspace, base, kind, evaluate, {}), workspace=workspace)
+    with api.working_on(ctx):
+        from distillctl.pipeline import execute
+
+        execute(ctx, "select")
+        shutil.rmtree(ctx.path("student"), ignore_errors=True)
+        student = tiny_student(base, ctx.path("student"))
+        write_json(ctx.path("student.json"), student.as_json())
+        stages.answer_learner(ctx, "student")
+        deciding.evaluate_run(ctx)
+    return reopened(ctx.rundir, workspace)
+
+
+def _tiny_recipe(workspace: Path, base: StudentRef, kind: str, evaluate: Mapping[str, object],
+                 train: Mapping[str, object]) -> Path:
+    """A recipe of forty questions with a recorded teacher, in a folder of the workspace."""
     folder = workspace / "recipe"
     folder.mkdir(parents=True)
     rows = [{"id": f"q{n:02d}", "question": f"{QUESTIONS[n % 8]} {n}?"} for n in range(40)]
@@ -51,19 +75,9 @@ def tiny_run(workspace: Path, base: StudentRef, kind: str = "classification", **
         "name": f"tiny-{kind}", "task": {**TASKS[kind], "prompt": "Say where to look it up. {{ question }}"},
         "data": {"examples": "rows.jsonl", "near_duplicate": 1.0},
         "teacher": {"provider": "recorded", "outputs": "teacher.jsonl"}, "student": {"model": base.model},
-        "backends": {"local": {"threads": 1, "precision": "fp32"}},
+        "backends": {"local": {"threads": 1, "precision": "fp32"}}, "train": train,
         "evaluate": {"base": False, "max_tokens": 24, **evaluate}})
-    ctx = api.open_recipe(folder / "recipe.yaml", workspace=workspace)
-    with api.working_on(ctx):
-        from distillctl.pipeline import execute
-
-        execute(ctx, "select")
-        shutil.rmtree(ctx.path("student"), ignore_errors=True)
-        student = tiny_student(base, ctx.path("student"))
-        write_json(ctx.path("student.json"), student.as_json())
-        stages.answer_learner(ctx, "student")
-        deciding.evaluate_run(ctx)
-    return reopened(ctx.rundir, workspace)
+    return folder / "recipe.yaml"
 
 
 def reopened(rundir: api.RunDir, workspace: Path) -> Context:

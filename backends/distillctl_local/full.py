@@ -1,0 +1,22 @@
+"""Full fine-tuning, `train.lora: null`: what does not go with it. Needs no torch."""
+
+from __future__ import annotations
+
+from distillctl.errors import Problem
+from distillctl.recipe.models import TrainSpec
+from distillctl_local.settings import LocalSettings
+
+
+def problems(train: TrainSpec, settings: LocalSettings, block: str = "backends.local") -> list[Problem]:
+    """Settings that are an adapter's alone, all of them; none where an adapter is trained. block: where the
+    settings stand in the recipe."""
+    if train.lora is not None:
+        return []
+    found = {
+        "rslora": (settings.rslora, "scales an adapter"),
+        "lora_plus": (settings.lora_plus is not None, "is about the two halves of an adapter"),
+        "bits": (settings.bits in (4, 8), "stores a base that does not change, and every weight is trained"),
+        "engine": (settings.engine == "unsloth", "trains adapters here")}
+    return [Problem(f"{why}: it does not go with `train.lora: null`", field=f"{block}.{name}",
+                    value=getattr(settings, name), hint="delete the line, or give train.lora a rank")
+            for name, (wanted, why) in found.items() if wanted]
