@@ -114,6 +114,12 @@ def test_what_cannot_be_expressed_is_said(sandbox, tmp_path, job):
     assert "3 epochs" in notes
 
 
+def test_that_every_weight_cannot_be_asked_for_is_warned_of(sandbox, tmp_path, job):
+    asked = replace(job, train=TrainSpec(lora=None))
+    found = OpenAIBackend(settings(sandbox), env(tmp_path)).preflight(asked)
+    assert any("train.lora: null asks for every weight" in warning for warning in found.warnings)
+
+
 def test_steps_are_said_as_epochs(sandbox, tmp_path, job):
     job = replace(job, train=TrainSpec(max_steps=10, batch_size=4))
     notes = "\n".join(OpenAIBackend(settings(sandbox), env(tmp_path)).preflight(job).notes)

@@ -188,6 +188,28 @@ def test_the_request_carries_token_and_hyperparameters(sandbox, backend, job):
     assert asked["training_method"] == {"method": "sft", "train_on_inputs": False}
 
 
+def test_every_weight_is_trained_where_the_recipe_has_no_adapter(sandbox, tmp_path, backend, job):
+    full = replace(job, train=TrainSpec(epochs=2, learning_rate=2e-5, batch_size=32, lora=None))
+    found = backend.preflight(full)
+    assert (found.problems, found.warnings) == ((), ())
+    assert any("in full" in note for note in found.notes)
+    assert any("8 to 16 sequences a step: 16 in place" in note for note in found.notes)
+    handle = submitted(backend, full)
+    assert sandbox.joblist.all()[0].request["training_type"] == {"type": "Full"}
+    assert to_end(backend, handle).state == "succeeded"
+    assert backend.collect(handle, tmp_path).data["object"].startswith("ml_")
+
+
+def test_a_model_that_cannot_be_trained_in_full_is_a_problem(sandbox, tmp_path, job):
+    found = preflight(sandbox, tmp_path, job, {"lora": None, "epochs": 1}, model="Qwen/Qwen3-1.7B")
+    assert "`train.lora`" in problems(found) and "adapters alone" in problems(found)
+
+
+def test_an_adapters_learning_rate_is_warned_of_where_every_weight_is_trained(sandbox, tmp_path, job):
+    found = preflight(sandbox, tmp_path, job, {"lora": None, "learning_rate": 1e-3})
+    assert any("a tenth" in warning for warning in found.warnings)
+
+
 def test_a_constant_schedule_is_a_linear_one_that_does_not_fall(sandbox, backend, job):
     submitted(backend, replace(job, train=TrainSpec(schedule="constant")))
     assert sandbox.joblist.all()[0].request["lr_scheduler"] == {

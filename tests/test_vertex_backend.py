@@ -154,6 +154,33 @@ def test_a_setting_that_the_model_does_not_take_is_a_problem(tmp_path, job, more
     assert said in problems(offline(tmp_path, job, **more))
 
 
+FULL = TrainSpec(lora=None, learning_rate=2e-5)
+
+
+def test_every_weight_of_an_open_model_is_tuned_where_the_recipe_has_no_adapter(tmp_path, job):
+    found = offline(tmp_path, replace(job, train=FULL), model=OPEN)
+    assert (found.problems, [text for text in found.warnings if "lora" in text]) == ((), [])
+    assert "all weights are tuned" in found.notes
+    hot = offline(tmp_path, replace(job, train=TrainSpec(lora=None)), model=OPEN)
+    assert any("a tenth" in text for text in hot.warnings)
+
+
+@pytest.mark.parametrize("more, field", [
+    ({"model": "google/gemma4@gemma-4-e2b-it", "hub_model": "google/gemma-4-e2b-it"}, "train.lora"),
+    ({"model": OPEN, "tuning_mode": "adapter"}, "backends.vertex.tuning_mode")])
+def test_an_adapter_alone_contradicts_every_weight(tmp_path, job, more, field):
+    found = offline(tmp_path, replace(job, train=FULL), **more)
+    assert [problem.field for problem in found.problems] == [field]
+
+
+def test_that_gemini_gets_an_adapter_all_the_same_is_warned_of_until_its_rank_is_named(tmp_path, job):
+    asked = replace(job, train=FULL)
+    assert any("train.lora: null" in text for text in offline(tmp_path, asked).warnings)
+    named = offline(tmp_path, asked, adapter_size=8)
+    assert not any("train.lora: null" in text for text in named.warnings)
+    assert "an adapter of rank 8" in named.notes
+
+
 def test_few_rows_are_warned_of_and_none_is_a_problem(tmp_path, job):
     assert any("24 rows: Google recommends at least 100" in text
                for text in offline(tmp_path, job).warnings)

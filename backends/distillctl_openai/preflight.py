@@ -54,6 +54,9 @@ def examine(job: TrainJob, model: str, settings: OpenAISettings, env: BackendEnv
         size, wrong = _examine_rows(job)
         problems += wrong
         cost = _cost(size, job, settings, notes)
+    if job.train.lora is None:
+        warnings.append(f"train.lora: null asks for every weight; {settings.host} does not let that be "
+                        "chosen and does not say how it tunes")
     if settings.is_openai:
         _closing(datetime.fromtimestamp(env.clock(), UTC).date(), problems, warnings)
     if settings.api_key_env and not env.secret(settings.api_key_env):

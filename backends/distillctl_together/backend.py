@@ -1,4 +1,4 @@
-"""`backend: together`: LoRA fine-tuning at Together AI; the student answers from a dedicated deployment.
+"""`backend: together`: fine-tuning at Together AI; the student answers from a dedicated deployment.
 
 The API: https://docs.together.ai/docs/fine-tuning-quickstart. A job has no metadata: its token is its
 suffix, where `find` looks for it.
@@ -159,7 +159,7 @@ class TogetherBackend:
     def collect(self, handle: JobHandle, into: Path) -> StudentRef:
         with Service(self._settings, self._env) as service:
             job = self._job(service, handle) or {}
-        # merged weights where the model has them, else the adapter, which is deployed in its own right
+        # whole weights (trained so, or merged) where it has them, else the adapter, deployed in its own right
         weights = job.get("model_object_id") or job.get("adapter_object_id")
         model = job.get("model_output_name")
         if job.get("status") != "completed" or not is_model(model) or not is_id(weights):

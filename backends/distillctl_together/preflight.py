@@ -28,8 +28,9 @@ class Examination:
         self._field = "backends.together.model" if settings.model else "student.model"
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
-        self.notes: list[str] = [f"{settings.host} tunes {model} with LoRA; the upload goes to the storage "
-                                 "that it names"]
+        how = "with LoRA" if job.train.lora else "in full"
+        self.notes: list[str] = [f"{settings.host} tunes {model} {how}; the upload goes to the storage that "
+                                 "it names"]
 
     def run(self) -> Preflight:
         """Raises Unreachable."""

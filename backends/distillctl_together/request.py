@@ -13,6 +13,7 @@ from typing import Any
 from distillctl.backend import TrainJob
 from distillctl.errors import Problem
 from distillctl.hosted import whole_epochs
+from distillctl.recipe.models import LoraSpec, TrainSpec
 from distillctl.types import JSON
 from distillctl_together.data import Size
 
@@ -32,17 +33,18 @@ class Translated:
 def translate(job: TrainJob, size: Size, limits: Mapping[str, Any]) -> Translated:
     """limits: what the service says of the model; where it lacks one, the value is sent as it is."""
     found = Translated()
-    train, lora = job.train, limits.get("lora_training")
-    lora = lora if isinstance(lora, Mapping) else {}
+    train = job.train
+    own = limits.get("lora_training" if train.lora else "full_training")
+    own = own if isinstance(own, Mapping) else {}
     found.arguments = {
         "n_epochs": _epochs(job, limits, found), "learning_rate": _learning_rate(job, limits, found),
-        "batch_size": _batch(job, lora, found), "max_seq_length": _sequence(job, size, limits, found),
+        "batch_size": _batch(job, own, found), "max_seq_length": _sequence(job, size, limits, found),
         "packing": True, "train_on_inputs": False, "warmup_ratio": train.warmup,
         "weight_decay": train.weight_decay, "random_seed": train.seed,
         # a linear fall to the whole of the learning rate is a constant one
         "lr_scheduler_type": "linear" if train.schedule == "constant" else train.schedule,
         "min_lr_ratio": 1.0 if train.schedule == "constant" else 0.0,
-        "lora": True, **_lora(job, lora, found)}
+        **(_lora(train.lora, own, found) if train.lora else _full(train, limits, found))}
     steps = [max(1, math.ceil(tokens / (found.arguments["batch_size"] * found.arguments["max_seq_length"])))
              for tokens in size.tokens]
     epochs = found.arguments["n_epochs"]
@@ -59,7 +61,8 @@ def price_question(arguments: Mapping[str, JSON]) -> dict[str, Any]:
     return {"n_epochs": arguments["n_epochs"], "n_evals": 0,
             "training_method": {"method": "sft", "train_on_inputs": arguments["train_on_inputs"]},
             "training_type": {"type": "Lora", **{name: arguments[name] for name in (
-                "lora_r", "lora_alpha", "lora_dropout", "lora_trainable_modules")}}}
+                "lora_r", "lora_alpha", "lora_dropout", "lora_trainable_modules")}}
+            if arguments["lora"] else {"type": "Full"}}
 
 
 def _epochs(job: TrainJob, limits: Mapping[str, Any], found: Translated) -> int:
@@ -82,9 +85,10 @@ def _learning_rate(job: TrainJob, limits: Mapping[str, Any], found: Translated) 
     return rate
 
 
-def _batch(job: TrainJob, lora: Mapping[str, Any], found: Translated) -> int:
+def _batch(job: TrainJob, limits: Mapping[str, Any], found: Translated) -> int:
+    """limits: those of LoRA, or of full fine-tuning."""
     wanted = job.train.batch_size
-    least, most = _number(lora.get("min_batch_size")), _number(lora.get("max_batch_size"))
+    least, most = _number(limits.get("min_batch_size")), _number(limits.get("max_batch_size"))
     batch = int(max(least or 1, min(wanted, most or wanted)))
     if batch != wanted:
         found.notes.append(f"this model takes {_between(least, most)} sequences a step: {batch} in place of "
@@ -107,8 +111,20 @@ def _sequence(job: TrainJob, size: Size, limits: Mapping[str, Any], found: Trans
     return max(least, min(most, math.ceil(size.longest[1] / _STEP) * _STEP))
 
 
-def _lora(job: TrainJob, limits: Mapping[str, Any], found: Translated) -> dict[str, JSON]:
-    lora, most = job.train.lora, _number(limits.get("max_rank"))
+def _full(train: TrainSpec, limits: Mapping[str, Any], found: Translated) -> dict[str, JSON]:
+    """limits: all of the model's."""
+    if limits and not (limits.get("supports_full_training") and limits.get("full_training")):
+        found.problems.append(Problem("Together trains adapters alone of this model, not every weight",
+                                      field="train.lora", value=None,
+                                      hint="give it a rank, or name a model that can be trained in full"))
+    if train.rate_warning:
+        found.warnings.append(train.rate_warning)
+    found.notes.append("every weight is trained (full fine-tuning)")
+    return {"lora": False}
+
+
+def _lora(lora: LoraSpec, limits: Mapping[str, Any], found: Translated) -> dict[str, JSON]:
+    most = _number(limits.get("max_rank"))
     if most is not None and lora.rank > most:
         found.problems.append(Problem(f"the rank is at most {most:g} for this model", value=lora.rank,
                                       field="train.lora.rank"))
@@ -120,7 +136,7 @@ def _lora(job: TrainJob, limits: Mapping[str, Any], found: Translated) -> dict[s
     if unknown:
         found.problems.append(Problem(f"this model has the layers {', '.join(offered)}",
                                       field="train.lora.targets", value=sorted(unknown)[0]))
-    return {"lora_r": lora.rank, "lora_alpha": int(lora.alpha), "lora_dropout": lora.dropout,
+    return {"lora": True, "lora_r": lora.rank, "lora_alpha": int(lora.alpha), "lora_dropout": lora.dropout,
             "lora_trainable_modules": ",".join(lora.targets) if lora.targets else "all-linear"}
 
 

@@ -193,12 +193,12 @@ class VertexBackend:
             if settings.learning_rate_multiplier is not None:
                 config["learning_rate_multiplier"] = settings.learning_rate_multiplier
         else:
-            mode = catalogue.mode_of(model, settings.tuning_mode)
+            mode = catalogue.mode_of(model, settings.tuning_mode, job.train.lora)
             config |= {"tuning_mode": _MODES[mode], "batch_size": job.train.batch_size,
                        "learning_rate": settings.learning_rate or job.train.learning_rate,
                        "output_uri": f"gs://{settings.bucket}/{self._students(token)}"}
         if mode == "adapter":
-            size = catalogue.adapter_size(model, settings.adapter_size, job.train.lora.rank)
+            size = catalogue.adapter_size(model, settings.adapter_size, job.train.lora)
             config["adapter_size"] = f"ADAPTER_SIZE_{_SIZES[size]}"
         return {"base_model": model, "training_dataset": types.TuningDataset(gcs_uri=staged.data["uri"]),
                 "config": types.CreateTuningJobConfig(**config)}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from distillctl.recipe.models import LoraSpec
+
 AS_OF = "November 2026"
 REGIONS = ("global", "us-central1", "europe-west4", "us-west1", "us-east5", "asia-southeast1",
            "asia-southeast2")
@@ -89,14 +91,17 @@ def is_open(model: str) -> bool:
     return _NAME.fullmatch(model) is not None
 
 
-def mode_of(model: str, chosen: Mode | None) -> Mode:
-    """How an open model is tuned: as chosen, else an adapter where it allows one."""
+def mode_of(model: str, chosen: Mode | None, lora: LoraSpec | None) -> Mode:
+    """How an open model is tuned: as chosen; else in full where the recipe has no adapter, and with one where
+    the model allows it."""
     known = OPEN.get(model)
-    return chosen or (known.modes[0] if known else "adapter")
+    return chosen or ("full" if lora is None else known.modes[0] if known else "adapter")
 
 
-def adapter_size(model: str, chosen: int | None, rank: int) -> int:
-    """The adapter's rank: as chosen, else the largest that there is up to `rank`."""
+def adapter_size(model: str, chosen: int | None, lora: LoraSpec | None) -> int:
+    """The adapter's rank: as chosen, else the largest that there is up to the recipe's, or up to the usual
+    one where the recipe has none."""
+    rank = (lora or LoraSpec()).rank
     known = GEMINI.get(model)
     sizes = known.adapter_sizes if known else (1, 2, 4, 8, 16) if is_gemini(model) else (1, 2, 4, 8, 16, 32)
     return chosen or max(size for size in sizes if size <= max(rank, 1))

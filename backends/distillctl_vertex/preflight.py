@@ -74,9 +74,9 @@ def _examine_model(job: TrainJob, model: str, settings: VertexSettings, env: Bac
                    found: _Findings) -> None:
     where = "backends.vertex.model" if settings.model else "student.model"
     if catalogue.is_gemini(model):
-        _examine_gemini(model, where, settings, env, found)
+        _examine_gemini(job, model, where, settings, env, found)
     elif catalogue.is_open(model):
-        _examine_open(model, where, settings, found)
+        _examine_open(job, model, where, settings, found)
     else:
         found.problems.append(Problem(
             "is no model that Vertex AI tunes", field=where, value=model,
@@ -84,7 +84,7 @@ def _examine_model(job: TrainJob, model: str, settings: VertexSettings, env: Bac
                  "e.g. meta/llama3_1@llama-3.1-8b-instruct"))
 
 
-def _examine_gemini(model: str, where: str, settings: VertexSettings, env: BackendEnv,
+def _examine_gemini(job: TrainJob, model: str, where: str, settings: VertexSettings, env: BackendEnv,
                     found: _Findings) -> None:
     today = datetime.fromtimestamp(env.clock(), UTC).date()
     known = catalogue.GEMINI.get(model)
@@ -102,6 +102,9 @@ def _examine_gemini(model: str, where: str, settings: VertexSettings, env: Backe
     elif settings.price is None:
         found.notes.append("answers of the tuned model are priced as its base's; backends.vertex.price "
                            "changes that")
+    if job.train.lora is None and settings.adapter_size is None:
+        found.warnings.append("train.lora: null asks for every weight, and Gemini is tuned with an adapter "
+                              "alone; backends.vertex.adapter_size names its rank and ends this warning")
     found.notes.append("the tuned model answers at an endpoint of its own, billed by the token; it and its "
                        "rows stay in the project until you delete them")
 
@@ -122,15 +125,24 @@ def _examine_dates(model: str, known: catalogue.Gemini, where: str, today: date,
         found.notes.append(text)
 
 
-def _examine_open(model: str, where: str, settings: VertexSettings, found: _Findings) -> None:
+def _examine_open(job: TrainJob, model: str, where: str, settings: VertexSettings,
+                  found: _Findings) -> None:
     known = catalogue.OPEN.get(model)
-    mode = catalogue.mode_of(model, settings.tuning_mode)
+    mode = catalogue.mode_of(model, settings.tuning_mode, job.train.lora)
     if known is None:
         found.warnings.append(f"{model} is not among the open models that could be tuned in "
                               f"{catalogue.AS_OF}; Google decides when the job is created")
     elif mode not in known.modes:
-        found.problems.append(Problem(f"{model} can be tuned by {' or '.join(known.modes)} alone",
-                                      field="backends.vertex.tuning_mode", value=mode))
+        found.problems.append(Problem(
+            f"{model} can be tuned by {' or '.join(known.modes)} alone", value=mode,
+            field="backends.vertex.tuning_mode" if settings.tuning_mode else "train.lora",
+            hint=None if settings.tuning_mode else "give train.lora a rank, or take another model"))
+    if settings.tuning_mode == "adapter" and job.train.lora is None:
+        found.problems.append(Problem("contradicts `train.lora: null`, which asks for every weight",
+                                      field="backends.vertex.tuning_mode", value="adapter",
+                                      hint="delete the line, or give train.lora a rank"))
+    if mode == "full" and settings.learning_rate is None and job.train.rate_warning:
+        found.warnings.append(job.train.rate_warning)
     hub = hub_model(model, settings)
     found.problems.extend(registry.needs("local", *_LOCAL_NEEDS))
     if hub is None:
@@ -183,12 +195,13 @@ def _examine_hyperparameters(job: TrainJob, model: str, settings: VertexSettings
 
 
 def _adapter_in_words(job: TrainJob, model: str, settings: VertexSettings) -> str:
-    if not catalogue.is_gemini(model) and catalogue.mode_of(model, settings.tuning_mode) == "full":
-        return "all weights are tuned: train.lora does not apply"
-    size = catalogue.adapter_size(model, settings.adapter_size, job.train.lora.rank)
-    if settings.adapter_size or size == job.train.lora.rank:
+    lora = job.train.lora
+    if not catalogue.is_gemini(model) and catalogue.mode_of(model, settings.tuning_mode, lora) == "full":
+        return "all weights are tuned" + (": train.lora does not apply" if lora else "")
+    size = catalogue.adapter_size(model, settings.adapter_size, lora)
+    if settings.adapter_size or lora is None or size == lora.rank:
         return f"an adapter of rank {size}"
-    return f"an adapter of rank {size}: Google has none of rank {job.train.lora.rank}"
+    return f"an adapter of rank {size}: Google has none of rank {lora.rank}"
 
 
 # --- the rows ---

@@ -42,7 +42,7 @@ class VertexSettings(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Open models; null: `train.learning_rate`."""
     tuning_mode: Literal["adapter", "full"] | None = None
-    """Open models; null: an adapter where the model allows one."""
+    """Open models; null: full with `train.lora: null`, else an adapter where the model allows one."""
     hub_model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Open models: the same model on the Hugging Face Hub, for the comparison with the untrained one and
     for adapters; null: the one that belongs to a known id."""

@@ -25,6 +25,7 @@ from distillctl.sandbox.together_checks import (
     base_named,
     check_create,
     check_type,
+    is_full,
     iso,
     only,
 )
@@ -226,7 +227,7 @@ class TogetherPart(TogetherServing, ProviderPart):
         if usd := self._price(job):
             self.store.charge(job.account, "training", job.id, usd, "USD")
         if job.end == "succeeded":
-            for kind in ("merged", "adapter"):
+            for kind in ("merged",) if is_full(job.request) else ("merged", "adapter"):
                 self.add_model(job, str(job.extra[kind]), kind)
 
     def key_variable(self) -> str:
@@ -306,14 +307,15 @@ class TogetherPart(TogetherServing, ProviderPart):
     def _public(self, job: Job, word: str) -> dict[str, JSON]:
         """A job by its id: other fields than in a listing, and no suffix."""
         made = job.end == "succeeded"
+        adapted = made and not is_full(job.request)
         shown = {name: value for name, value in self._listed(job, word).items()
                  if name not in ("suffix", "max_seq_length", "packing")}
         return {**shown, "job_id": job.id, "model_output_path": "", "events": self._events(job),
                 "trainingfile_numlines": job.rows, "queue_depth": 0, "wandb_url": "",
                 "model_object_id": job.extra["merged"] if made else None,
                 "model_object_name": job.extra["output"] if made else None,
-                "adapter_object_id": job.extra["adapter"] if made else None,
-                "adapter_object_name": f"{job.extra['output']}-adapter" if made else None}
+                "adapter_object_id": job.extra["adapter"] if adapted else None,
+                "adapter_object_name": f"{job.extra['output']}-adapter" if adapted else None}
 
     def _events(self, job: Job) -> list[JSON]:
         """Oldest first. They are all that says why a job failed."""

@@ -49,6 +49,7 @@ class Base:
     max_rank: int = 64
     max_batch: int = 32
     max_epochs: int = 20
+    full: bool = False  # whether every weight may be trained
 
     @property
     def id(self) -> str:
@@ -72,8 +73,10 @@ class Base:
             "max_num_checkpoints": 20, "min_learning_rate": 1e-8, "max_learning_rate": 0.01,
             "min_max_seq_length": 256, "max_seq_length_sft": self.max_seq_length,
             "max_seq_length_dpo": self.max_seq_length, "default_gradient_accumulation_steps": 1,
-            "merge_output_lora": True, "supports_full_training": False, "supports_reasoning": True,
+            "merge_output_lora": True, "supports_full_training": self.full, "supports_reasoning": True,
             "supports_tools": True, "supports_vision": False,
+            "full_training": {"min_batch_size": 8, "max_batch_size": self.max_batch // 2,
+                              "max_batch_size_dpo": self.max_batch // 4} if self.full else None,
             "lora_training": {
                 "default_rank": 64, "max_rank": self.max_rank, "min_batch_size": 8,
                 "max_batch_size": self.max_batch, "max_batch_size_dpo": self.max_batch // 2,
@@ -82,7 +85,8 @@ class Base:
 
 
 BASES = {base.name: base for base in (
-    Base("Qwen/Qwen3-0.6B"), Base("Qwen/Qwen3-1.7B"), Base("google/gemma-3-1b-it", max_seq_length=16384))}
+    Base("Qwen/Qwen3-0.6B", full=True), Base("Qwen/Qwen3-1.7B"),
+    Base("google/gemma-3-1b-it", max_seq_length=16384))}
 
 
 def iso(at: float | None) -> str | None:
@@ -119,9 +123,10 @@ def check_create(asked: Mapping[str, JSON]) -> Base:
     _number(asked, "n_evals", 0, limits["max_num_evals"], whole=True)
     _number(asked, "random_seed", 0, 2**31 - 1, whole=True)
     _number(asked, "max_seq_length", limits["min_max_seq_length"], limits["max_seq_length_sft"], whole=True)
+    check_type(asked.get("training_type"), limits)
     if asked.get("batch_size") != "max":
-        lora = limits["lora_training"]
-        _number(asked, "batch_size", lora["min_batch_size"], lora["max_batch_size"], whole=True)
+        own = limits["full_training" if is_full(asked) else "lora_training"]
+        _number(asked, "batch_size", own["min_batch_size"], own["max_batch_size"], whole=True)
     suffix = asked.get("suffix")
     if suffix is not None and (not isinstance(suffix, str) or not re.fullmatch(r"[\w.-]{1,40}", suffix)):
         raise bad("suffix must be at most 40 characters: letters, digits, '-', '_' and '.'", "suffix")
@@ -131,11 +136,15 @@ def check_create(asked: Mapping[str, JSON]) -> Base:
     if method.get("train_on_inputs") not in (True, False, "auto"):
         raise bad("train_on_inputs must be a boolean or 'auto'", "training_method.train_on_inputs")
     _check_schedule(asked.get("lr_scheduler"))
-    check_type(asked.get("training_type"), limits)
     for name in ("from_checkpoint", "from_hf_model", "validation_file"):
         if asked.get(name):
             raise bad(f"This rehearsal does not know {name}.", name)
     return base
+
+
+def is_full(asked: Mapping[str, JSON]) -> bool:
+    """Whether a checked request trains every weight."""
+    return (asked.get("training_type") or {}).get("type") == "Full"
 
 
 def check_type(given: JSON, limits: Mapping[str, JSON]) -> None:
@@ -145,7 +154,10 @@ def check_type(given: JSON, limits: Mapping[str, JSON]) -> None:
     if not isinstance(given, dict) or given.get("type") not in ("Lora", "Full"):
         raise bad("training_type.type must be Lora or Full", "training_type")
     if given["type"] == "Full":
-        raise bad("Full training is not supported for this model.", "training_type")
+        only(given, {"type"})
+        if not limits["supports_full_training"]:
+            raise bad("Full training is not supported for this model.", "training_type")
+        return
     only(given, {"type", "lora_r", "lora_alpha", "lora_dropout", "lora_trainable_modules"})
     lora = limits["lora_training"]
     _number(given, "lora_r", 1, lora["max_rank"], whole=True)
