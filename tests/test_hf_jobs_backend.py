@@ -1,5 +1,6 @@
 """The hf-jobs backend: what it finds out for free, what it sends, how it words refusals, what it brings."""
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -19,6 +20,7 @@ from distillctl_hf_jobs.settings import HfJobsSettings
 from pydantic import ValidationError
 from support.backends import problems, to_end
 from support.hf_jobs import REPO, Delivery
+from support.tiny_models import save_tiny_model
 
 from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Prompts, Rejected, Unreachable
 from distillctl.errors import BackendError, DistillctlError, StudentError
@@ -29,8 +31,9 @@ from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.hf_jobs_hub import HubRoutes
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.wire import Reply, fingerprint
-from distillctl.store.files import digest_file, digest_tree, write_jsonl
+from distillctl.store.files import digest_file, digest_tree, read_jsonl, write_jsonl
 from distillctl.testing.examples import example_job
+from distillctl.types import Request
 
 KEY = "hf_canary_0123456789"
 USER = HubRoutes.user(fingerprint(KEY))
@@ -440,6 +443,44 @@ def test_a_result_that_does_not_fit_is_refused_and_leaves_nothing(sandbox, tmp_p
     with pytest.raises(DistillctlError):
         collected(sandbox, tmp_path, job)
     assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_a_whole_model_that_a_job_trained_comes_home_and_answers(tmp_path):
+    """With the real trainer, in what stands for a container."""
+    model = str(save_tiny_model(tmp_path / "tiny"))
+    job = example_job(tmp_path, "classification", model,
+                      TrainSpec(max_steps=2, batch_size=4, learning_rate=1e-2, lora=None))
+    with Sandbox(part("hf-jobs"), tmp_path / "provider", speed=None) as sandbox:
+        ours = backend(sandbox, tmp_path, trainer={"threads": 1})
+        handle = ours.submit(job, ours.stage(job), new_token())
+        give_up = time.monotonic() + 250
+        while (seen := ours.poll(handle, None)).state in ("queued", "running"):
+            assert time.monotonic() < give_up, seen
+            time.sleep(0.2)
+        assert seen.state == "succeeded", seen
+        into = tmp_path / "into"
+        into.mkdir()
+        student = ours.collect(handle, into)
+    assert (student.kind, student.model, student.path) == ("model", model, ".")
+    assert student.files == digest_tree(into) and "model.safetensors" in student.files
+    (row, *_) = read_jsonl(job.train_file)
+    with ours.open(student, into, job.task, EvaluateSpec()) as predictor:
+        (answer,) = asyncio.run(predictor.answer([Request(row["id"], row["messages"])]))
+    assert answer.output in job.task.labels
+
+
+def test_a_student_that_is_neither_adapter_nor_model_is_refused(sandbox, tmp_path, job):
+    sandbox.part.container.files = {"config.json": b"{}", "weights.npz": b"numbers"}
+    with pytest.raises(StudentError, match="neither an adapter nor a model"):
+        collected(sandbox, tmp_path, job)
+
+
+def test_what_is_an_adapters_does_not_go_with_training_every_weight(sandbox, tmp_path, job):
+    every = replace(job, train=TrainSpec(lora=None))
+    found = backend(sandbox, tmp_path, trainer={"rslora": True, "bits": 4}).preflight(every)
+    assert [problem.field for problem in found.problems] == [
+        "backends.hf-jobs.trainer.rslora", "backends.hf-jobs.trainer.bits"]
+    assert any("a tenth" in warning for warning in found.warnings)
 
 
 def test_a_pickle_under_the_name_of_weights_is_refused(sandbox, tmp_path, job):

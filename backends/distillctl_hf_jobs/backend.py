@@ -1,7 +1,7 @@
 """`backend: hf-jobs`: the local backend's trainer on rented hardware, through Hugging Face Jobs.
 
 The API: https://huggingface.co/docs/huggingface_hub/guides/jobs. A job carries its token in a label, where
-`find` looks for it, and its adapter goes to a model repo of that name.
+`find` looks for it, and its student goes to a model repo of that name.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from distillctl_local.backend import LocalBackend
+from distillctl_local.result import MODEL_FILES, MODEL_WEIGHTS, kind_of
+from distillctl_local.safety import CONFIG, WEIGHTS
 
 from distillctl import job_answers
 from distillctl.backend import (
@@ -50,9 +52,8 @@ TOKEN = "distillctl-token"
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 DATA_REPO = "distillctl-data"
 RESULT = "distillctl.json"
-FILES = ("adapter_model.safetensors", "adapter_config.json")
-_MOST_BYTES = {"adapter_model.safetensors": 16 * 2**30, "adapter_config.json": 2**20, RESULT: 2**20,
-               job_answers.FILE: 2**30}
+_MOST_BYTES = {WEIGHTS: 16 * 2**30, CONFIG: 2**20, RESULT: 2**20, job_answers.FILE: 2**30,
+               **dict.fromkeys(MODEL_FILES, 2**27), MODEL_WEIGHTS: 64 * 2**30}
 _STATES: dict[str, JobState] = {
     "SCHEDULING": "queued", "RUNNING": "running", "COMPLETED": "succeeded", "ERROR": "failed",
     "CANCELED": "cancelled", "DELETED": "lost"}
@@ -169,11 +170,16 @@ class HfJobsBackend:
                 return fetched / name
 
             result = result_of(fetch(RESULT).read_text(encoding="utf-8", errors="replace"))
-            found = {name: digest_file(fetch(name)) for name in (*FILES, *_answers(result))}
-        student = self._student(fetched, result, found, repo, info.sha)
+            names = set(result["files"])
+            kind = kind_of(names - {job_answers.FILE})
+            if kind is None:
+                raise StudentError(Problem("the repo's student is neither an adapter nor a model", where=repo,
+                                           value=sorted(names)[:20]))
+            found = {name: digest_file(fetch(name)) for name in sorted(names)}
+        student = self._student(fetched, kind, result, found, repo, info.sha)
         folder = into / (student.path or ".")
         folder.mkdir(exist_ok=True)
-        for name in FILES:
+        for name in student.files:
             shutil.copyfile(fetched / name, folder / name)
         for name in student.answers:
             shutil.copyfile(fetched / name, into / name)
@@ -251,8 +257,8 @@ class HfJobsBackend:
         """Where it is kept which folder of this machine a job's student is."""
         return safe_join(self._env.workspace / "bases", f"{folder}.json")
 
-    def _student(self, fetched: Path, result: Mapping[str, Any], found: Mapping[str, str], repo: str,
-                 revision: str) -> StudentRef:
+    def _student(self, fetched: Path, kind: Literal["adapter", "model"], result: Mapping[str, Any],
+                 found: Mapping[str, str], repo: str, revision: str) -> StudentRef:
         """The reference to a fetched student. found: the digests of its files, the job's answers among
         them. Raises BackendError, StudentError where it is not sound."""
         from distillctl_local.safety import read_header
@@ -260,11 +266,11 @@ class HfJobsBackend:
         if result["files"] != found:
             raise StudentError(Problem("the repo's files are not what the job pushed", where=repo,
                                        hint="run again with --resubmit to train anew"))
-        read_header(fetched / FILES[0])
-        answers = {name: found[name] for name in _answers(result)}
-        # an adapter's folder holds nothing else
-        return StudentRef(self.name, "adapter", self._model_of(result), "adapter" if answers else ".", {
-            name: found[name] for name in FILES}, {
+        read_header(fetched / (WEIGHTS if kind == "adapter" else MODEL_WEIGHTS))
+        answers = {name: digest for name, digest in found.items() if name == job_answers.FILE}
+        # a student's folder holds nothing else
+        return StudentRef(self.name, kind, self._model_of(result), kind if answers else ".", {
+            name: digest for name, digest in found.items() if name not in answers}, {
             "revision": None, "rows": result["rows"], "seconds": result["seconds"], "repo": repo,
             "commit": revision}, answers)
 
@@ -277,11 +283,6 @@ class HfJobsBackend:
             raise BackendError(Problem("was trained on a folder of another workspace", where=str(path.parent),
                                        value=result["model"], hint="collect it in that workspace"))
         return read_json(path)
-
-
-def _answers(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """The file of a job's answers, where it gave some."""
-    return (job_answers.FILE,) if job_answers.FILE in result["files"] else ()
 
 
 def _student_repo(token: str) -> str:

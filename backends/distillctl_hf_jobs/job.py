@@ -1,4 +1,4 @@
-"""What runs in the job: the local backend's trainer, its story as log lines, its adapter to a private repo.
+"""What runs in the job: the local backend's trainer, its story as log lines, its student to a private repo.
 
 `python -m distillctl_hf_jobs.job FOLDER --to NAMESPACE/NAME --name FOLDER'S-NAME`. HF_TOKEN holds the token;
 it stands in no argument, no file and no line.
@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillctl_local.process import DEFAULTS
+from distillctl_local.result import kind_of
 from distillctl_local.settings import LocalSettings
 from distillctl_local.trainer import Events
 from pydantic import TypeAdapter
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 RESULT = "distillctl.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def main(arguments: list[str]) -> int:
@@ -53,9 +54,10 @@ def main(arguments: list[str]) -> int:
             work = Path(scratch)
             job = lay_out(asked.folder, work)
             outcome = train(work)
-            files = {**outcome["files"], **answer(work, job)}
-            push(work, asked.to, {"model": job["model"], "folder": asked.name, "rows": job["rows"],
-                                  "seconds": outcome["seconds"], "files": files})
+            answers = answer(work, job, outcome["files"])
+            push(work, asked.to, outcome["files"], {
+                "model": job["model"], "folder": asked.name, "rows": job["rows"],
+                "seconds": outcome["seconds"], "files": {**outcome["files"], **answers}})
     except DistillctlError as error:
         print(f"distillctl: {error}", flush=True)  # noqa: T201
         return 1
@@ -95,9 +97,9 @@ def train(work: Path) -> dict[str, JSON]:
     return outcome
 
 
-def answer(work: Path, job: dict[str, JSON]) -> dict[str, str]:
+def answer(work: Path, job: dict[str, JSON], student_files: dict[str, str]) -> dict[str, str]:
     """Let the student, and the untrained model where the recipe compares it, answer the prompts that came
-    along; the digest of the file, by name. Empty where none came."""
+    along; the digest of the file, by name. Empty where none came. student_files: digests by name."""
     if not (work / PROMPTS).exists():
         return {}
     from distillctl_local.predictor import open_local
@@ -106,8 +108,7 @@ def answer(work: Path, job: dict[str, JSON]) -> dict[str, str]:
     task, how = build_task(TypeAdapter(TaskSpec).validate_python(job["task"])), EvaluateSpec.model_validate(
         job["evaluate"])
     settings = LocalSettings.model_validate(job["settings"])
-    trained = StudentRef("local", "adapter", here["model"], "result", {
-        name: digest_file(work / "result" / name) for name in WEIGHTS})
+    trained = StudentRef("local", kind_of(student_files), here["model"], "result", student_files)
     prompts = list(read_jsonl(work / PROMPTS))
     asked = {"student": (trained, prompts)}
     if how.base:
@@ -123,9 +124,9 @@ def answer(work: Path, job: dict[str, JSON]) -> dict[str, str]:
     return {ANSWERS: digest_file(work / ANSWERS)}
 
 
-def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
-    """The adapter and its result as one commit in a private model repo. A repo that has one is left as it
-    is: the first of several jobs with one token is the one that counts."""
+def push(work: Path, repo: str, student_files: Iterable[str], result: dict[str, JSON]) -> None:
+    """The student's files and its result as one commit in a private model repo. A repo that has one is left
+    as it is: the first of several jobs with one token is the one that counts."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -136,7 +137,7 @@ def push(work: Path, repo: str, result: dict[str, JSON]) -> None:
     if not _may_push(api, repo):
         return
     write_json(work / RESULT, result)
-    files = {name: work / "result" / name for name in WEIGHTS} | {RESULT: work / RESULT}
+    files = {name: work / "result" / name for name in student_files} | {RESULT: work / RESULT}
     if ANSWERS in result["files"]:
         files[ANSWERS] = work / ANSWERS
     api.create_commit(repo, [CommitOperationAdd(name, path) for name, path in files.items()],

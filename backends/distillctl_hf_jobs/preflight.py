@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
+from distillctl_local import full
 from distillctl_local.backend import NEEDS
 from distillctl_local.models import ALIASES, facts_at_hand
 from distillctl_local.preflight import rows_too_long
@@ -23,10 +24,10 @@ def examine(job: TrainJob, model: str, settings: HfJobsSettings, env: BackendEnv
     missing = registry.needs("hf-jobs", "huggingface_hub", "hatchling") + registry.needs("local", *NEEDS)
     if missing:
         return Preflight(problems=missing, sends_to=(settings.host,))
-    problems: list[Problem] = []
+    problems = full.problems(job.train, settings.trainer, "backends.hf-jobs.trainer")
     notes = [f"the local trainer trains {model} on `{settings.flavor}` at {settings.host}, for at most "
              f"{settings.timeout}",
-             "rows, settings and a wheel of distillctl go to a private dataset repo, the adapter comes back "
+             "rows, settings and a wheel of distillctl go to a private dataset repo, the student comes back "
              "through a private model repo; both stay there",
              "the job gets the token as a secret", _answering(job, settings)]
     if checkout() is None and not metadata.distribution(PROJECT).files:
@@ -48,7 +49,8 @@ def examine(job: TrainJob, model: str, settings: HfJobsSettings, env: BackendEnv
                 cost = _look_up(service, model, settings, problems, notes)
         except BackendError as error:
             problems.extend(error.problems)
-    return Preflight(tuple(problems), (), tuple(notes), cost, (60.0, float(settings.timeout_s)),
+    warnings = (job.train.rate_warning,) if job.train.rate_warning else ()
+    return Preflight(tuple(problems), warnings, tuple(notes), cost, (60.0, float(settings.timeout_s)),
                      (settings.host,))
 
 
