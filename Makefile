@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,serve,text,embedding,pii,parquet,dev
+EXTRAS  = local,linear,openai,anthropic,together,vertex,hf,ray,serve,text,embedding,pii,parquet,dev
 
 .PHONY: setup demo test test-sdks bench-train bench-eval bench-serve bench-export
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -152,38 +152,58 @@ class _Work:
 
     def run(self, rows: Iterator[Row]) -> Summary:
         with asyncio.Runner() as runner:
-            waiting: list[Pair] = []
-            asked = 0
-            for row, kept in self._output.beside(rows):
-                if kept is not None and not waiting:
-                    self._keep(kept)
-                    continue
-                waiting.append((row, kept))
-                asked += kept is None
-                if asked == self._size or len(waiting) == MOST_WAITING * self._size:
-                    self._answer(runner, waiting)
-                    waiting, asked = [], 0
-            self._answer(runner, waiting)
-            runner.run(self._student.predictor.aclose())
+            runner.run(self._pass(rows))
         self._output.finish()
         self._summary.seconds = time.monotonic() - self._started
         return self._summary
 
-    def _keep(self, kept: Line) -> None:
-        self._output.keep(kept)
-        self._summary.count(kept, reused=True, labels=self._labels)
+    async def _pass(self, rows: Iterator[Row]) -> None:
+        """Ask batch after batch, as many at once as the student takes, and write them in their order."""
+        under_way: deque[tuple[list[Pair], asyncio.Task[list[Answer]]]] = deque()
+        try:
+            for pairs in self._batches(rows):
+                under_way.append((pairs, asyncio.create_task(self._ask(pairs))))
+                await asyncio.sleep(0)  # it goes out before the next rows are read
+                if len(under_way) == self._student.at_once:
+                    await self._write_first(under_way)
+            while under_way:
+                await self._write_first(under_way)
+        finally:
+            for _, task in under_way:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+        await self._student.predictor.aclose()
 
-    def _answer(self, runner: asyncio.Runner, pairs: list[Pair]) -> None:
-        """Ask for the good rows that have no line yet, and write the line of each."""
+    def _batches(self, rows: Iterator[Row]) -> Iterator[list[Pair]]:
+        """The rows and the lines that they have already, in groups of which a call's worth is asked."""
+        group: list[Pair] = []
+        asked = 0
+        for row, kept in self._output.beside(rows):
+            group.append((row, kept))
+            asked += kept is None
+            if asked == self._size or len(group) == MOST_WAITING * self._size:
+                yield group
+                group, asked = [], 0
+        if group:
+            yield group
+
+    async def _ask(self, pairs: list[Pair]) -> list[Answer]:
+        """Answers to the good rows that have no line yet."""
         good = [row.what for row, kept in pairs if kept is None and isinstance(row.what, Request)]
-        answers = iter(runner.run(self._student.answer(good)) if good else ())
+        return await self._student.answer(good) if good else []
+
+    async def _write_first(self, under_way: deque[tuple[list[Pair], asyncio.Task[list[Answer]]]]) -> None:
+        """Write the lines of the batch that has been under way longest."""
+        pairs, task = under_way.popleft()
+        answers = iter(await task)
         for row, kept in pairs:
-            if kept is not None:
-                self._keep(kept)
-                continue
-            line = self._line(row, next(answers) if isinstance(row.what, Request) else None)
-            self._output.write(line)
-            self._summary.count(line, reused=False, labels=self._labels)
+            line = kept
+            if line is None:
+                line = self._line(row, next(answers) if isinstance(row.what, Request) else None)
+                self._output.write(line)
+            else:
+                self._output.keep(line)
+            self._summary.count(line, reused=kept is not None, labels=self._labels)
         self._output.flush()
         crashpoint("after-predict-batch")
         self._tell()

@@ -37,17 +37,19 @@ class Student:
     machine is just asked.
 
     temperature: fitted on the run's dev split, None where there was too little of it. ledger: None where
-    nothing is paid. kind: whose calls they are, for the books.
+    nothing is paid. kind: whose calls they are, for the books. at_once: how many calls of `answer` keep it
+    busy.
     """
 
     def __init__(self, run: str, task: Task, predictor: Predictor, temperature: float | None,
                  options: CollectOptions, ledger: Ledger | None = None, budget: Budget | None = None,
-                 kind: str = "student") -> None:
+                 kind: str = "student", at_once: int = 1) -> None:
         self.run = run
         self.task = task
         self.predictor = predictor
         self.temperature = temperature
         self.options = options
+        self.at_once = at_once
         self._ledger = ledger
         self._budget = budget
         self._kind = kind
@@ -109,14 +111,19 @@ def open_student(ctx: Context, budget: Budget | None = None) -> Iterator[Student
     budget: what a paid student may spend; None: what the run has left. Raises UsageError for a run that is
     not finished, StudentError where the student cannot be opened.
     """
-    metrics = Run(ctx.rundir).metrics
-    stated = next((e.calibration for e in metrics.evaluations if e.role == "student"), None)
     ref = stages.student_ref(ctx, "student")
     with answering.learner(ctx, "student", ref, ctx.path("student")) as who:
         if who.paid:
             budget = budget or budget_of(ctx)
-        yield Student(ctx.rundir.name, ctx.task, who.predictor, stated.temperature if stated else None,
-                      who.options, ctx.ledger if who.paid else None, budget if who.paid else None)
+        yield Student(ctx.rundir.name, ctx.task, who.predictor, temperature_of(ctx), who.options,
+                      ctx.ledger if who.paid else None, budget if who.paid else None)
+
+
+def temperature_of(ctx: Context) -> float | None:
+    """What divides a student's log probabilities, fitted on dev; None where there was too little of it."""
+    evaluations = Run(ctx.rundir).metrics.evaluations
+    stated = next((e.calibration for e in evaluations if e.role == "student"), None)
+    return stated.temperature if stated else None
 
 
 def budget_of(ctx: Context) -> Budget:

@@ -20,14 +20,20 @@ yes_option = click.option("--yes", "-y", is_flag=True,
               help="JSONL, CSV or Parquet with the fields of the recipe's prompt.")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False),
               help="JSONL to write; one that was interrupted is gone on with.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="ray: workers on the Ray cluster that RAY_ADDRESS names, else on a Ray of this machine.")
+@click.option("--workers", type=click.IntRange(min=1),
+              help="With ray: copies of the student.  [default: one a GPU, else one a node]")
 @yes_option
 @workspace_option
 @json_option
-def predict(run: str, source: Path, output: Path, yes: bool, workspace: Path, as_json: bool) -> None:
+def predict(run: str, source: Path, output: Path, engine: str, workers: int | None, yes: bool,
+            workspace: Path, as_json: bool) -> None:
     """Let a run's student answer every row of a file, in order; the same command goes on after a stop."""
     from distillctl import predict as work
+    from distillctl.engines import open_on
     from distillctl.errors import Problem, UsageError
-    from distillctl.using import check_consent, open_student
+    from distillctl.using import check_consent
 
     ctx = _context(run, workspace)
     if output.exists() and output.samefile(source):
@@ -35,7 +41,7 @@ def predict(run: str, source: Path, output: Path, yes: bool, workspace: Path, as
     check_consent(ctx, yes)
     rows = work.refuse_hopeless(work.read_requests(source, ctx.task, ctx.recipe.data.id))
     try:
-        with open_student(ctx) as student:
+        with open_on(ctx, engine, workers) as student:
             found = work.predict(student, rows, output, ctx.reporter, total=work.count_rows(source))
     except KeyboardInterrupt:
         say(f"interrupted; what is answered is in {output}, and the same command goes on", err=True)
