@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from distillctl_local.encode import Encoder
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 GGUF = "model.gguf"
 
 
@@ -88,15 +87,13 @@ def _ollama(job: ExportJob, into: Path) -> Exported:
 
 
 def _vllm(job: ExportJob, into: Path) -> Exported:
+    from distillctl_local.vllm_engine import smallest_rank
+
     _copy(job, into)
     if job.student.kind == "model":
         return Exported((f"vllm serve {{folder}} --served-model-name {_served(job)}",),
                         lambda folder: _open(job, folder, "model"), _student(job))
-    rank = json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"]
-    most = next((known for known in VLLM_RANKS if known >= rank), None)
-    if most is None:
-        raise StudentError(Problem(f"vLLM serves adapters up to rank {VLLM_RANKS[-1]}", value=rank,
-                                   hint="export it as merged"))
+    most = smallest_rank(json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"])
     # vLLM keeps prompts' beginnings by the adapter's name and path: another student needs another name
     return Exported((f"vllm serve {shlex.quote(source_of(job.student.model))} --enable-lora "
                      f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}}",),
