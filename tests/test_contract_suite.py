@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from support.loopback import AtLoopback, Constant, LoopbackBackend
+from support.loopback import Constant, LoopbackBackend, Provider
 
 from distillctl.backend import Ambiguous, Rejected, Snapshot, Unreachable
 from distillctl.store.files import write_text
@@ -101,8 +101,16 @@ FAULTS = [
 
 
 def suite_of(backend_class):
-    class Suite(AtLoopback, HostedBackendContract):
+    class Suite(HostedBackendContract):
         backend = backend_class
+
+        @classmethod
+        def make_provider(cls, folder):
+            return Provider()
+
+        @classmethod
+        def settings(cls, provider):
+            return {"url": provider.url}
 
     return Suite
 

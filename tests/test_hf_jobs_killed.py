@@ -3,9 +3,11 @@
 import hashlib
 
 import pytest
-from support.hf_jobs import delivering
+from support.hf_jobs import Delivery
 from support.hosted_jobs import HostedJobs
 
+from distillctl.sandbox import part
+from distillctl.sandbox.server import Sandbox
 from distillctl.store.files import digest_tree
 
 
@@ -15,7 +17,8 @@ class TestHfJobs(HostedJobs):
 
     @pytest.fixture
     def sandbox(self, tmp_path):
-        with delivering(tmp_path / "provider") as sandbox:
+        with Sandbox(part("hf-jobs"), tmp_path / "provider", speed=None) as sandbox:
+            sandbox.part.container = Delivery(sandbox.part)
             yield sandbox
 
     @pytest.fixture(autouse=True)

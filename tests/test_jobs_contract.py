@@ -2,7 +2,7 @@
 
 import pytest
 from support.entry_points import register
-from support.loopback import AtLoopback, LoopbackBackend
+from support.loopback import LoopbackBackend, Provider
 
 from distillctl.testing import HostedBackendContract
 
@@ -15,5 +15,13 @@ def _registered(tmp_path_factory):
         yield
 
 
-class TestLoopback(AtLoopback, HostedBackendContract):
+class TestLoopback(HostedBackendContract):
     backend = LoopbackBackend
+
+    @classmethod
+    def make_provider(cls, folder):
+        return Provider()
+
+    @classmethod
+    def settings(cls, provider):
+        return {"url": provider.url}

@@ -50,7 +50,8 @@ class TestChoice:
         assert choose_engine(LocalSettings(), TrainSpec(), ratio)[0] == engine
 
     @pytest.mark.parametrize("setting", [{"keep": "best"}, {"learn": "choice"}, {"lora_plus": 4.0},
-                                         {"patience": 2}, {"precision": "fp32"}, {"shared_prefix": "on"}])
+                                         {"devices": 2}, {"patience": 2}, {"precision": "fp32"},
+                                         {"shared_prefix": "on"}])
     def test_a_setting_that_unsloth_does_not_know_keeps_peft(self, gpu_with_unsloth: None,
                                                              setting: dict[str, object]) -> None:
         engine, why = choose_engine(LocalSettings(**setting), TrainSpec(), 1.0)

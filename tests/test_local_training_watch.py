@@ -12,7 +12,7 @@ from distillctl_local import process, watch
 from distillctl_local.encode import Encoder
 from distillctl_local.models import load_base, load_tokenizer
 from distillctl_local.trainer import add_adapter
-from distillctl_local.watch import Watch, dev_score
+from distillctl_local.watch import Watch, points
 from support.tiny_models import save_tiny_model
 from test_local_training_job import Desk, kill_at
 
@@ -35,7 +35,7 @@ def adapted(model: str):
 def test_every_kind_of_task_has_a_score(kind: str, model: str, tmp_path: Path) -> None:
     job = example_job(tmp_path, kind, model, TrainSpec())
     student, encoder = adapted(model)
-    assert 0 <= dev_score(student, encoder, job.task, list(read_jsonl(job.train_file))[:3]) <= 1
+    assert 0 <= points(student, encoder, job.task, list(read_jsonl(job.train_file))[:3]) <= 3
     assert student.training
 
 
@@ -47,7 +47,7 @@ def watched(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     student, encoder = adapted(model)
 
     def look(at: Watch, step: int, score: float) -> float:
-        monkeypatch.setattr(watch, "dev_score", lambda *_: score)
+        monkeypatch.setattr(watch, "points", lambda *given: score * len(given[-1]))
         for parameter in student.parameters():
             if parameter.requires_grad:
                 parameter.data.fill_(step)

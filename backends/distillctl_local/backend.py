@@ -183,7 +183,7 @@ class LocalBackend:
 
     def _start(self, folder: Path, again: bool = False) -> None:
         process.start(folder, again=again, offline=self._env.offline,
-                      also=tracking.variables(self._settings.report_to))
+                      also=tracking.variables(self._settings.report_to), devices=self._settings.devices)
 
     def _jobs(self) -> Path:
         return self._env.workspace / "jobs"

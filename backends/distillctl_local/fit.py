@@ -24,15 +24,18 @@ WHOLE = "whole"  # a checkpoint folder with this file in it was written to its e
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def arguments(folder: Path, spec: TrainSpec, settings: LocalSettings) -> dict[str, Any]:
-    """For TRL's SFTConfig: what does not depend on the engine."""
+def arguments(folder: Path, spec: TrainSpec, settings: LocalSettings, *,
+              first: bool = True) -> dict[str, Any]:
+    """For TRL's SFTConfig: what does not depend on the engine. first: whether this process is the one that
+    keeps and tells."""
     return {
         "output_dir": str(folder / CHECKPOINTS), "num_train_epochs": float(spec.epochs or DEFAULT_EPOCHS),
         "max_steps": spec.max_steps or -1, "learning_rate": spec.learning_rate,
         "lr_scheduler_type": _SCHEDULES[spec.schedule], "warmup_steps": spec.warmup,
         "weight_decay": spec.weight_decay, "max_grad_norm": 1.0, "seed": spec.seed, "data_seed": spec.seed,
-        "logging_steps": 1, "save_strategy": "steps", "save_steps": settings.checkpoint_steps,
-        "save_total_limit": 2, "report_to": list(settings.report_to) or "none",
+        "logging_strategy": "steps" if first else "no", "logging_steps": 1,
+        "save_strategy": "steps" if first else "no", "save_steps": settings.checkpoint_steps,
+        "save_total_limit": 2, "report_to": (list(settings.report_to) if first else []) or "none",
         "dataloader_num_workers": 0, "disable_tqdm": True}
 
 

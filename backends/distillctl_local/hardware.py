@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,20 @@ def has_gpu() -> bool:
     return Path("/dev/nvidia0").exists()
 
 
+def gpus() -> int:
+    """How many NVIDIA GPUs we see."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+    if seen is None:
+        return there
+    return min(there, len([name for name in seen.split(",") if name.strip() not in ("", "-1")]))
+
+
+def cores() -> int:
+    """How many processor cores we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def cpu_computes_bf16() -> bool:
     """Whether the processor multiplies bf16 natively; where it does not, bf16 is slower than fp32."""
@@ -68,11 +83,11 @@ def memory_available() -> int | None:
     return None
 
 
-def gpu_memory_available() -> int | None:
-    """Bytes that are free on the first GPU, None where its driver does not say."""
+def gpu_memory_available(devices: int = 1) -> int | None:
+    """Bytes that are free on the fullest of the first so many GPUs, None where their driver does not say."""
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
                               capture_output=True, text=True, timeout=10, check=True)
-        return int(done.stdout.split()[0]) * 2**20
+        return min(map(int, done.stdout.split()[:devices])) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -123,13 +123,15 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Ten
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
-def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, loss: Loss) -> float:
+def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, loss: Loss,
+               supervised: int | None = None) -> float:
     """Add the gradients of one optimiser step to the parameters; returns its loss.
 
     That is the mean of `loss` over the step's supervised tokens. A row's `prefix` says what it shares; 0
-    computes it whole. micro_tokens: most tokens computed at once beside a prefix.
+    computes it whole. micro_tokens: most tokens computed at once beside a prefix. supervised: the step's
+    supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
     """
-    total = sum(len(row.completion) for row in rows)
+    total = supervised or sum(len(row.completion) for row in rows)
     found = 0.0
     by_prefix = sorted(rows, key=lambda row: row.ids[:row.prefix])
     for prefix, group in groupby(by_prefix, key=lambda row: row.ids[:row.prefix]):

@@ -34,15 +34,16 @@ from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
-from distillctl_local import engines, full, models, tracking, unsloth_engine
+from distillctl_local import devices, engines, full, models, tracking, unsloth_engine
 from distillctl_local.data import Row
-from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, has_gpu, memory_available
+from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, memory_available
 from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import (
     choose_prefixes,
     dropout_of,
     expected_ratio,
+    rows_of_a_device,
     share_prefixes,
     tokens_per_step,
 )
@@ -58,14 +59,15 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if not models.is_at_hand(model) and env.offline:
         return Preflight(problems=(Problem("the model is not on this machine", field="student.model",
                                            value=model, hint="run once without --offline"),))
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and has_gpu())
+    on_gpu = devices.on_gpu(settings)
     width = 4 if settings.precision == "fp32" or not (on_gpu or cpu_computes_bf16()) else 2
     notes: list[str] = []
-    problems = tracking.problems(settings.report_to, offline=env.offline)
+    problems = tracking.problems(settings.report_to, offline=env.offline) + devices.problems(settings)
     if receivers := tracking.hosts(settings.report_to):
         notes.append(f"the training curve and the settings go to {', '.join(receivers)}")
     problems += full.problems(job.train, settings)
-    warnings = [said] if (said := job.train.rate_warning) else []
+    warnings = devices.warnings(settings, job.train)
+    warnings += [said] if (said := job.train.rate_warning) else []
     whole = job.train.lora is None
     if settings.bits in (4, 8) and settings.engine != "unsloth" and not whole:
         problems += _quantisation_problems(settings, on_gpu)
@@ -89,7 +91,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                  f"{lengths[len(lengths) // 2]}; the limit is {limit}")
     if counted:
         problems += _too_long(rows, limit)
-    ratio = _ratio(rows, job.train)
+    ratio = _ratio(rows, job.train, settings)
     engine, why = engines.choose_engine(settings, job.train, ratio)
     shared = None
     if engine == "peft":
@@ -98,20 +100,21 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
         except UsageError as error:
             problems += error.problems
     notes.insert(0, f"{'Unsloth' if engine == 'unsloth' else 'transformers, PEFT and TRL'} on "
-                    f"{'the GPU' if on_gpu else 'the processor'} ({why}), "
-                    f"{_precisions(settings, engine, width, whole)}")
+                    f"{devices.in_words(settings)} ({why}), {_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, 4 if whole else width,
                     settings.bits or (4 if engine == "unsloth" else None))
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
-    problems += _memory_problems(needed, model, on_gpu, whole)
-    notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}")
+    needed *= 1 if on_gpu else settings.devices
+    problems += _memory_problems(needed, model, on_gpu, whole, settings.devices)
+    notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}"
+                 + (" on each" if on_gpu and settings.devices > 1 else ""))
     if whole:
         notes.append(f"the student is {4 * facts.parameters / 2**30:.2f} GiB on disk, its checkpoints up to "
                      f"{_disk(facts, job.train, settings) / 2**30:.1f} GiB while it trains")
     problems += _disk_problems(_disk(facts, job.train, settings), env.workspace)
-    duration = None if on_gpu else _duration(facts, job, rows, width)
+    duration = None if on_gpu else _duration(facts, job, rows, width, settings)
     return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0), duration)
 
 
@@ -128,13 +131,13 @@ def sharing_ratio(job: TrainJob, model: str, settings: LocalSettings) -> float |
     """Tokens of a step without sharing what prompts begin with, for each with it; None if not to be known."""
     if settings.engine != "auto" or models.facts_at_hand(model) is None:
         return None
-    return _ratio(_rows(job, model)[0], job.train)
+    return _ratio(_rows(job, model)[0], job.train, settings)
 
 
-def _ratio(rows: Sequence[Row], train: TrainSpec) -> float:
+def _ratio(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings) -> float:
     if dropout_of(train):
         return 1.0
-    batch_size = min(train.batch_size, len(rows))
+    batch_size = rows_of_a_device(train, settings, len(rows))
     return expected_ratio(share_prefixes(rows, batch_size), batch_size)
 
 
@@ -235,7 +238,8 @@ def _too_long(rows: Sequence[Row], limit: int) -> list[Problem]:
 def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
              on_gpu: bool) -> tuple[float, float]:
     """Most tokens that are computed at once, a prefix included, and the pairs that attention keeps."""
-    longest = sorted(rows, key=lambda row: row.rest, reverse=True)[:train.batch_size]
+    share = math.ceil(train.batch_size / settings.devices)
+    longest = sorted(rows, key=lambda row: row.rest, reverse=True)[:share]
     tokens, pairs = 0, 0
     for row in longest:
         if tokens and tokens + row.rest > settings.micro_tokens:
@@ -246,8 +250,8 @@ def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
     return prefix + tokens, 0 if on_gpu else prefix**2 + pairs
 
 
-def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool) -> list[Problem]:
-    free = gpu_memory_available() if on_gpu else memory_available()
+def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool, count: int) -> list[Problem]:
+    free = gpu_memory_available(count) if on_gpu else memory_available()
     if free is None or needed <= free:
         return []
     return [Problem(
@@ -285,12 +289,14 @@ def _disk_problems(needed: float, workspace: Path) -> list[Problem]:
                     where=str(there), hint="make room there")]
 
 
-def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int) -> tuple[float, float]:
+def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int,
+              settings: LocalSettings) -> tuple[float, float]:
     """Seconds, from 4 operations a parameter and token, 6 with the gradients of every weight, and the speed
-    of a usual core, with nothing else running."""
+    of a usual core, with nothing else running. Processes share the cores, and each computes the prefixes."""
     train = job.train
     steps = train.max_steps or (train.epochs or DEFAULT_EPOCHS) * math.ceil(len(rows) / train.batch_size)
-    tokens = steps * tokens_per_step(rows, min(train.batch_size, len(rows)))
+    share = rows_of_a_device(train, settings, len(rows))
+    tokens = steps * settings.devices * tokens_per_step(rows, share)
     work = (4 if train.lora else 6) * facts.parameters * tokens
     low, high = (rate * (os.cpu_count() or 1) for rate in _FLOPS_PER_CORE[width])
     return _START_S[0] + work / high, _START_S[1] + work / low

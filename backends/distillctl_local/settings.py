@@ -19,6 +19,9 @@ class LocalSettings(Strict):
     model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Another student than the recipe's, for this backend."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs that train together, or processes on a processor, which gain nothing there. A batch stays one
+    optimiser step: each computes its share of the rows."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the frozen base model; adapters are trained in fp32. auto: bf16 where the hardware computes in it,
     else fp32. With `train.lora: null`, of the matrix products alone: the weights are trained in fp32."""
@@ -45,7 +48,7 @@ class LocalSettings(Strict):
     checkpoint_steps: Annotated[int, Field(ge=1, le=100_000)] = 25
     """A checkpoint every so many optimiser steps; a killed trainer goes on from the last one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Processor threads; None: one per core."""
+    """Processor threads, of all devices together; None: one per core."""
     restarts: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a trainer that died is started again."""
 

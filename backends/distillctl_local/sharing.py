@@ -24,7 +24,7 @@ def choose_prefixes(rows: list[Row], facts: ModelFacts, train: TrainSpec,
     """
     if settings.shared_prefix == "off":
         return rows, "every row is computed whole: the shared prefix is switched off"
-    batch_size = min(train.batch_size, len(rows))
+    batch_size = rows_of_a_device(train, settings, len(rows))
     shared = share_prefixes(rows, batch_size)
     if why := why_not_shared(facts, shared, dropout_of(train)):
         if settings.shared_prefix == "on":
@@ -44,6 +44,11 @@ def dropout_of(train: TrainSpec) -> float:
     return train.lora.dropout if train.lora else 0.0
 
 
+def rows_of_a_device(train: TrainSpec, settings: LocalSettings, rows: int) -> float:
+    """Of an optimiser step's rows those that one device computes, on average; `rows` there are in all."""
+    return max(1.0, min(train.batch_size, rows) / settings.devices)
+
+
 def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> str | None:
     """Why sharing prefixes would be wrong for this model and data; None where it is exact."""
     longest = max(len(row.ids) for row in rows)
@@ -60,13 +65,13 @@ def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> st
     return None
 
 
-def expected_ratio(rows: Sequence[Row], batch_size: int) -> float:
+def expected_ratio(rows: Sequence[Row], batch_size: float) -> float:
     """Tokens that a step computes without sharing, for each that it computes with it."""
     whole = batch_size * sum(len(row.ids) - 1 for row in rows) / len(rows)
     return whole / tokens_per_step(rows, batch_size)
 
 
-def share_prefixes(rows: Sequence[Row], batch_size: int) -> list[Row]:
+def share_prefixes(rows: Sequence[Row], batch_size: float) -> list[Row]:
     """The same rows, each with the length of the prefix that it shares.
 
     Rows of several kinds (with and without a conversation, from several templates) get a prefix per kind
@@ -80,7 +85,7 @@ def share_prefixes(rows: Sequence[Row], batch_size: int) -> list[Row]:
     return [replace(row, prefix=prefix) for row, prefix in zip(rows, prefixes, strict=True)]
 
 
-def tokens_per_step(rows: Sequence[Row], batch_size: int) -> float:
+def tokens_per_step(rows: Sequence[Row], batch_size: float) -> float:
     """Tokens that an average step of `batch_size` rows computes: every prefix in it once, every rest."""
     kinds: dict[tuple[int, ...], int] = {}
     for row in rows:

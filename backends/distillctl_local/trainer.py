@@ -3,7 +3,8 @@
 `python -m distillctl_local.trainer FOLDER` reads job.json and the rows, trains, and leaves the adapter (or
 the whole model) in result/ and the outcome in done.json, written last. What happens is a line each in
 events.jsonl. Killed at any point and started again in the same folder, it goes on from its last whole
-checkpoint and ends with the same weights.
+checkpoint and ends with the same weights. With `devices: N` it runs N times, and they train as one
+(see ranks.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_js
 from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
-from distillctl_local import full, process
+from distillctl_local import devices, full, process
+from distillctl_local.ranks import Ranks, join
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
@@ -39,20 +41,27 @@ if TYPE_CHECKING:
     from distillctl_local.watch import Watch
 
 
+_FIRST_TELLS_S = 60  # how long a rank waits for the first to say what all failed of
+
+
 class Events:
     """The job's story, one JSON line an event, with a running number as its key."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the story; the half line of a trainer that was killed is dropped."""
+    def __init__(self, path: Path | None) -> None:
+        """Opens the story; the half line of a trainer that was killed is dropped. path: None tells nobody."""
+        self._path = path
+        if path is None:
+            return
         told = path.read_bytes() if path.exists() else b""
         whole = told[:told.rfind(b"\n") + 1]
         if whole != told:
             os.truncate(path, len(whole))
-        self._path = path
         self._number = whole.count(b"\n")
 
     def tell(self, message: str, level: str = "info", **data: JSON) -> None:
         """Append one event."""
+        if self._path is None:
+            return
         self._number += 1
         line = json.dumps({"key": str(self._number), "time": time.time(), "level": level,
                            "message": message, "data": data})
@@ -62,11 +71,18 @@ class Events:
 
 def main(folder: Path) -> int:
     """Train the job in `folder`. Returns the exit code: 0 done, 1 failed (done.json then says why)."""
-    events = Events(folder / "events.jsonl")
+    ranks = join(folder)
+    events = Events(folder / "events.jsonl" if ranks.first else None)
     try:
-        train(folder, events)
+        train(folder, events, ranks)
     except Exception as error:
         traceback.print_exc()  # into the job's own log
+        if ranks.count > 1 and not isinstance(error, DistillctlError):
+            ranks.report(error)  # it may be of another's end, and no outcome: they are started again
+            return 1
+        if not ranks.first:
+            _wait_for(folder / "done.json")
+            return 1
         cause = str(error) if isinstance(error, DistillctlError) else f"{type(error).__name__}: {error}"
         events.tell(cause.splitlines()[0][:500], "error")
         write_json(folder / "done.json", {"ok": False, "message": cause[:2000]})
@@ -74,7 +90,14 @@ def main(folder: Path) -> int:
     return 0
 
 
-def train(folder: Path, events: Events) -> None:
+def _wait_for(path: Path) -> None:
+    """All ranks fail alike of a mistake; the launcher ends them all when one has ended."""
+    give_up = time.monotonic() + _FIRST_TELLS_S
+    while not path.exists() and time.monotonic() < give_up:
+        time.sleep(0.1)
+
+
+def train(folder: Path, events: Events, ranks: Ranks) -> None:
     """The whole of a job: load, train, save."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     spec = TrainSpec.model_validate(job["train"])
@@ -84,6 +107,9 @@ def train(folder: Path, events: Events) -> None:
     if restarts := process.restarts(folder):
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
                     f"{restarts} of {settings.restarts}", "warning")
+    if found := devices.problems(settings):
+        raise UsageError(*found)
+    ranks.take_gpu()
     events.tell("loading the model")
     if found := full.problems(spec, settings):
         raise UsageError(*found)
@@ -92,7 +118,9 @@ def train(folder: Path, events: Events) -> None:
 
         student = unsloth_engine.train(folder, job, spec, settings, events.tell)
     else:
-        student = _train_with_peft(folder, job, spec, settings, task, events)
+        student = _train_with_peft(folder, job, spec, settings, task, events, ranks)
+    if not ranks.first:
+        return
     crashpoint("after-training")
     _save(folder, student, job, whole=spec.lora is None)
     seconds = time.monotonic() - started
@@ -102,7 +130,7 @@ def train(folder: Path, events: Events) -> None:
 
 
 def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSettings,
-                     task: Task, events: Events) -> PreTrainedModel | PeftModel:
+                     task: Task, events: Events, ranks: Ranks) -> PreTrainedModel | PeftModel:
     import torch
     from transformers import set_seed
 
@@ -114,7 +142,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     from distillctl_local.watch import Watch
 
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(max(1, settings.threads // ranks.count))
     device, dtype = choose(settings)
     set_seed(spec.seed)
     tokenizer = load_tokenizer(job["model"], job["revision"])
@@ -126,13 +154,17 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     rows, method = choose_prefixes(rows, facts, spec, settings)
     in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
     every = ", every weight trained in float32" if spec.lora is None else ""
-    events.tell(f"on {device} in {str(dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
+    on = device if ranks.count == 1 else f"{ranks.count} × {device}"
+    events.tell(f"on {on} in {str(dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
     student = (train_all(model, dtype) if spec.lora is None
                else add_adapter(model, spec, rslora=settings.rslora))
-    watch = Watch(folder, student, encoder, task) if settings.watches else None
-    _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch)
+    ranks.meet(device)
+    watch = Watch(folder, student, encoder, task, ranks) if settings.watches else None
+    _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
+         ranks)
     if watch:
         watch.restore_best()
+    ranks.part()
     return student
 
 
@@ -179,7 +211,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
 
 
 def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],
-         loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None) -> None:
+         loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None, ranks: Ranks) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from trl import SFTConfig
@@ -188,9 +220,9 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
     from distillctl_local.sft import SharedPrefixTrainer
 
     config = SFTConfig(
-        **arguments(folder, spec, settings), per_device_train_batch_size=spec.batch_size, bf16=False,
-        fp16=False, gradient_checkpointing=False, max_length=None, remove_unused_columns=False,
-        use_cpu=model.device.type == "cpu")
+        **arguments(folder, spec, settings, first=ranks.first),
+        per_device_train_batch_size=spec.batch_size, bf16=False, fp16=False, gradient_checkpointing=False,
+        max_length=None, remove_unused_columns=False, use_cpu=model.device.type == "cpu")
 
     optimizer = None  # TRL's own
     if settings.lora_plus:
@@ -200,8 +232,8 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
     trainer = SharedPrefixTrainer(
         model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
         callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
-        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"))
-    resume = last_checkpoint(folder)
+        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks)
+    resume = ranks.as_first(last_checkpoint(folder) if ranks.first else None)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -13,6 +13,7 @@ from distillctl.store.files import read_json, read_jsonl, sync_tree, write_json
 from distillctl.task import Task, rouge_l
 from distillctl.types import JSON, Request
 from distillctl_local.encode import Encoder
+from distillctl_local.ranks import Ranks
 from distillctl_local.result import load_weights, plain_model, save_weights
 
 if TYPE_CHECKING:
@@ -26,19 +27,29 @@ class Watch:
     """Scores by epoch, and the best epoch's trained weights, in a job's folder.
 
     A trainer that was killed and goes on from an earlier checkpoint finds and writes the same ones again.
+    ranks: who shares the dev rows; the first one writes.
     """
 
-    def __init__(self, folder: Path, model: PreTrainedModel | PeftModel, encoder: Encoder,
-                 task: Task) -> None:
+    def __init__(self, folder: Path, model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
+                 ranks: Ranks | None = None) -> None:
         self._folder = folder
         self._model = model
         self._encoder = encoder
         self._task = task
         self._rows = list(read_jsonl(folder / "dev.jsonl"))[:ROWS]
+        self._ranks = ranks or Ranks()
 
     def look(self, step: int) -> float:
         """The student's score at the end of an epoch, in [0, 1]; its weights are kept if it is the best."""
-        score = dev_score(self._model, self._encoder, self._task, self._rows)
+        mine = self._rows[self._ranks.number::self._ranks.count]
+        (total,) = self._ranks.add(points(self._model, self._encoder, self._task, mine))
+        score = total / len(self._rows)
+        if self._ranks.first:
+            self._note(step, score)
+        self._ranks.wait()  # nobody reads the scores before they are written
+        return score
+
+    def _note(self, step: int, score: float) -> None:
         scores = {**self._scores(before=step), step: score}
         if score == max(scores.values()):  # of equal ones the later
             partial = self._folder / "best.partial"
@@ -47,7 +58,6 @@ class Watch:
             shutil.rmtree(self._folder / "best", ignore_errors=True)
             partial.rename(self._folder / "best")
         write_json(self._folder / "dev.json", {str(number): value for number, value in scores.items()})
-        return score
 
     def has_looked(self, step: int) -> bool:
         """Whether the epoch that ended at `step` was scored."""
@@ -68,10 +78,9 @@ class Watch:
         return {int(step): score for step, score in found.items() if int(step) < before}
 
 
-def dev_score(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
-              rows: Sequence[JSON]) -> float:
-    """How well a model being trained answers as the teacher did, by the task's metric: the share of right
-    answers; for free text its mean ROUGE-L."""
+def points(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON]) -> float:
+    """How well a model being trained answers as the teacher did, by the task's metric, added up over the
+    rows: 1 for a right answer; for free text its ROUGE-L."""
     from distillctl_local.predictor import LocalPredictor
 
     was_training = model.training
@@ -91,4 +100,4 @@ def dev_score(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
         else:
             wanted = task.parse(row["completion"]).value
             total += task.score(task.parse(answer.output).value, wanted).correct
-    return total / len(rows)
+    return total
