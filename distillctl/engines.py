@@ -1,20 +1,32 @@
-"""Where `predict` has a student answer: here as its backend opens it, on a Ray cluster, or in vLLM."""
+"""Where `predict` has a student answer: here as its backend opens it, on a Ray cluster, or in vLLM.
+
+vLLM is known to whoever knows the weights: an opener, found through the entry-point group
+`distillctl.engines`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal
 
 from distillctl import stages
 from distillctl.backend import StudentRef
 from distillctl.collect import CollectOptions
 from distillctl.context import Context
 from distillctl.errors import Problem, UsageError
+from distillctl.recipe.models import EvaluateSpec
+from distillctl.task import Task
+from distillctl.types import Predictor
 from distillctl.using import Student, open_student, temperature_of
 
-Engine = Literal["local", "ray"]
-ENGINES: tuple[str, ...] = get_args(Engine)
+GROUP = "distillctl.engines"
+Engine = Literal["local", "ray", "vllm"]
+Opener = Callable[[StudentRef, Path, Task, EvaluateSpec], AbstractContextManager[Predictor]]
+"""As `Backend.open`. Raises MissingExtra or UsageError where the engine is not here, StudentError for a
+student that it cannot run."""
 
 
 @contextmanager
@@ -30,8 +42,18 @@ def open_on(ctx: Context, engine: Engine, workers: int | None = None) -> Iterato
         with open_student(ctx) as student:
             yield student
         return
-    with _on_ray(ctx, workers) as student:
+    with _on_ray(ctx, workers) if engine == "ray" else _in_one(ctx, engine) as student:
         yield student
+
+
+@contextmanager
+def _in_one(ctx: Context, engine: Engine) -> Iterator[Student]:
+    ref = _with_weights_here(ctx, engine)
+    points = list(entry_points(group=GROUP, name=engine))
+    if not points:
+        raise UsageError(Problem("nothing that is installed here runs it", "--engine", value=engine))
+    with points[0].load()(ref, ctx.path("student"), ctx.task, ctx.recipe.evaluate) as predictor:
+        yield Student(ctx.rundir.name, ctx.task, predictor, temperature_of(ctx), CollectOptions())
 
 
 @contextmanager
@@ -52,6 +74,6 @@ def _with_weights_here(ctx: Context, engine: Engine) -> StudentRef:
     ref = stages.student_ref(ctx, "student")
     if ref.kind == "hosted":
         raise UsageError(Problem(
-            f"this student answers at {ref.backend}: other machines would wait for the same service, and its "
-            "key would have to travel", "--engine", value=engine, hint="leave --engine out"))
+            f"this student's weights stay at {ref.backend}, which answers itself", "--engine", value=engine,
+            hint="leave it out"))
     return ref

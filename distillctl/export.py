@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from distillctl.context import Context
 from distillctl.errors import Problem, StorageError, UsageError
 from distillctl.recipe.models import EvaluateSpec
 from distillctl.select import predictions_of, requests_of
-from distillctl.store.files import sync_folder, sync_tree
+from distillctl.store.files import read_json, sync_folder, sync_tree
 from distillctl.task import Task, rouge_l
 from distillctl.types import JSON, Example, Prediction, Predictor
 
@@ -42,7 +42,8 @@ _ALIKE = 0.9  # ROUGE-L from which two free texts count as the same answer
 @dataclass(frozen=True)
 class ExportJob:
     """What is to be exported. folder: where the student's files lie. name: of the run, `<recipe>/<run>`.
-    numbers: how weights that are written anew are stored."""
+    numbers: how weights that are written anew are stored. answered_by: identity of the predictor that gave
+    the run's answers."""
 
     student: StudentRef
     folder: Path
@@ -51,15 +52,19 @@ class ExportJob:
     name: str
     form: Form
     numbers: Numbers
+    answered_by: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Exported:
     """notes: what to know, and the commands that use the files; `{folder}` is where they came to lie, as a
-    shell wants it. open: a predictor that answers with the exported files, given their folder."""
+    shell wants it. open: a predictor that answers with the exported files, given their folder. student: one
+    that answers with the run's student in the same arithmetic, where the run's own answers come from
+    another: what is counted as changed is then the files' doing."""
 
     notes: tuple[str, ...]
     open: Callable[[Path], AbstractContextManager[Predictor]]
+    student: Callable[[], AbstractContextManager[Predictor]] | None = None
 
 
 Exporter = Callable[[ExportJob, Path], Exported]
@@ -70,13 +75,15 @@ Exporter = Callable[[ExportJob, Path], Exported]
 class Check:
     """The exported student beside the run's own, on the test split. changed: items with another answer; for
     free text, one of less than 0.9 ROUGE-L. right: items that each answers right, None where no gold answer
-    exists. bound: the largest share of changed items that passes."""
+    exists. bound: the largest share of changed items that passes. asked_again: the student's answers are not
+    the run's but new ones, in the arithmetic of the check."""
 
     items: int
     changed: int
     student_right: int | None
     exported_right: int | None
     bound: float
+    asked_again: bool = False
 
     @property
     def passed(self) -> bool:
@@ -86,6 +93,8 @@ class Check:
         """For people, in one line."""
         share = f"{self.changed} of {self.items} test items are answered differently"
         limit = f"at most {self.bound:.1%} may be"
+        if self.asked_again:
+            limit += "; the student was asked again, in the arithmetic of this check"
         if self.student_right is None or self.exported_right is None:
             return f"{share} ({limit})"
         return (f"{share} ({limit}); right: student {self.student_right / self.items:.1%}, exported "
@@ -128,7 +137,8 @@ def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None 
         raise UsageError(Problem("is there already, and is not written over", "--output", value=str(into),
                                  hint="name a new folder"))
     job = ExportJob(student, ctx.path("student"), ctx.task, ctx.recipe.evaluate, ctx.rundir.name, form,
-                    numbers or USUAL.get(form, "bf16"))
+                    numbers or USUAL.get(form, "bf16"),
+                    read_json(ctx.path("timings/student.json")).get("identity") or {})
     partial = into.with_name(f".{into.name}.partial")
     ctx.reporter.note(f"exporting {job.name} as {form}")
     try:
@@ -169,18 +179,27 @@ def find_exporter(student: StudentRef, folder: Path) -> Exporter:
 
 def check(ctx: Context, made: Exported, folder: Path, bound: float) -> Check:
     """Let the exported files answer the test split, and compare with what the student answered."""
-    test, was = ctx.examples("test"), ctx.predictions("student", "test")
-    requests = requests_of(ctx.task, test)
+    test = ctx.examples("test")
+    was = (_answered(ctx, made.student(), "student") if made.student
+           else ctx.predictions("student", "test"))
+    now = _answered(ctx, made.open(folder), "export")
+    changed = sum(not _same(ctx.task, a, b) for a, b in zip(was, now, strict=True))
+    return Check(len(test), changed, _right(ctx.task, test, was), _right(ctx.task, test, now), bound,
+                 made.student is not None)
+
+
+def _answered(ctx: Context, opened: AbstractContextManager[Predictor], who: str) -> list[Prediction]:
+    """The test split's predictions."""
+    requests = requests_of(ctx.task, ctx.examples("test"))
     answers: list[Any] = []
-    with made.open(folder) as predictor, asyncio.Runner() as runner:
+    with opened as predictor, asyncio.Runner() as runner:
         waiting = iter(requests)
         while batch := list(islice(waiting, predictor.max_batch)):
             answers += runner.run(predictor.answer(batch))
-            ctx.reporter.progress(len(answers), len(test), f"checking {len(answers)}/{len(test)} answers")
+            ctx.reporter.progress(len(answers), len(requests),
+                                  f"checking: {len(answers)}/{len(requests)} answers of the {who}")
         runner.run(predictor.aclose())
-    now = predictions_of(ctx.task, requests, answers)
-    changed = sum(not _same(ctx.task, a, b) for a, b in zip(was, now, strict=True))
-    return Check(len(test), changed, _right(ctx.task, test, was), _right(ctx.task, test, now), bound)
+    return predictions_of(ctx.task, requests, answers)
 
 
 def _same(task: Task, before: Prediction, after: Prediction) -> bool:

@@ -36,8 +36,9 @@ from distillctl.backend import (
 from distillctl.desk import Desk, OnEvent, at
 from distillctl.errors import BackendError, BudgetError, Problem
 from distillctl.secrets import redact
-from distillctl.store.files import digest_file, safe_join, sync_folder, sync_tree
+from distillctl.store.files import sync_folder, sync_tree
 from distillctl.store.ledger import JobRow, Ledger
+from distillctl.students import check_student
 from distillctl.testing.crash import crashpoint
 
 IN_DOUBT_S = 60.0  # beyond the request's time-out, how long a create may still be on its way
@@ -47,7 +48,6 @@ STAGE_PATIENCE_S = 15 * 60.0  # nothing is running yet: give up soon
 JOB_PATIENCE_S = 24 * 3600.0  # a job is running and paid: wait a day for a state that can be read
 CANCEL_PATIENCE_S = 120.0
 _OVER = frozenset({*TERMINAL - {"lost"}, "duplicate", "rejected"})  # nothing is left to be asked
-NEVER_IN_A_STUDENT = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so"})
 
 
 def train(backend: JobService, job: Any, *, ledger: Ledger, run: str, key: str,
@@ -163,7 +163,7 @@ def collect(backend: Backend, row: JobRow, into: Path, *, ledger: Ledger,
             shutil.rmtree(stale)
     partial.mkdir(parents=True, exist_ok=True)
     student = desk.insist(row.token, JOB_PATIENCE_S, "collect", row.handle, partial)
-    _check_student(student, partial, backend.name)
+    check_student(student, partial, backend.name)
     crashpoint("before-publish")
     sync_tree(partial)
     if into.exists():
@@ -400,26 +400,3 @@ def succeeded(row: JobRow) -> JobRow:
                  "new one"))
     raise BackendError(Problem(f"{job} {row.state}{said}", where=where,
                                hint="run again to create a new one"))
-
-
-# --- collect --------------------------------------------------------------------------------------------
-
-
-def _check_student(student: StudentRef, folder: Path, backend: str) -> None:
-    """Refuse a student whose files are not what its reference says, or could be code."""
-    problems = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or path.suffix.lower() in NEVER_IN_A_STUDENT:
-            problems.append(Problem("a student may hold no links, pickles or code", where=str(path)))
-    root = safe_join(folder, student.path or ".")
-    named = [(safe_join(root, name), digest) for name, digest in student.files.items()]
-    named += [(safe_join(folder, name), digest) for name, digest in student.answers.items()]
-    for path, digest in named:
-        if not path.is_file():
-            problems.append(Problem("is missing", where=str(path)))
-        elif digest_file(path) != digest:
-            problems.append(Problem("has another digest than its reference says", where=str(path)))
-    if student.backend != backend:
-        problems.append(Problem(f"the reference must name backend {backend!r}", value=student.backend))
-    if problems:
-        raise BackendError.of(problems)

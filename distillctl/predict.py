@@ -154,6 +154,8 @@ class _Work:
         with asyncio.Runner() as runner:
             runner.run(self._pass(rows))
         self._output.finish()
+        if self._student.guard and (told := self._student.guard.told()):
+            self._reporter.note(told, "warning")
         self._summary.seconds = time.monotonic() - self._started
         return self._summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from distillctl.api import Run, open_run
 from distillctl.budget import Budget
 from distillctl.collect import CollectOptions, collect
 from distillctl.context import Context
+from distillctl.data.pii import Guard
 from distillctl.errors import Problem, UsageError
 from distillctl.progress import Reporter
 from distillctl.store.ledger import Ledger
@@ -38,18 +40,19 @@ class Student:
 
     temperature: fitted on the run's dev split, None where there was too little of it. ledger: None where
     nothing is paid. kind: whose calls they are, for the books. at_once: how many calls of `answer` keep it
-    busy.
+    busy. guard: looks at what is sent over the network.
     """
 
     def __init__(self, run: str, task: Task, predictor: Predictor, temperature: float | None,
                  options: CollectOptions, ledger: Ledger | None = None, budget: Budget | None = None,
-                 kind: str = "student", at_once: int = 1) -> None:
+                 kind: str = "student", at_once: int = 1, guard: Guard | None = None) -> None:
         self.run = run
         self.task = task
         self.predictor = predictor
         self.temperature = temperature
         self.options = options
         self.at_once = at_once
+        self.guard = guard
         self._ledger = ledger
         self._budget = budget
         self._kind = kind
@@ -67,9 +70,16 @@ class Student:
         """
         if self._ledger is None:
             return await self.predictor.answer(requests)
-        collected = await collect(self.predictor, requests, ledger=self._ledger, run=self.run,
+        kept = await asyncio.to_thread(self._kept_back, requests)
+        sent = [request for request, why in zip(requests, kept, strict=True) if why is None]
+        collected = await collect(self.predictor, sent, ledger=self._ledger, run=self.run,
                                   kind=self._kind, paid=True, options=self.options, budget=self._budget)
-        return collected.answers
+        said = iter(collected.answers)
+        return [next(said) if why is None else Answer(None, "failed", error=why) for why in kept]
+
+    def _kept_back(self, requests: list[Request]) -> list[str | None]:
+        """Why each request may not leave this machine; None where it may."""
+        return [self.guard.why_kept(request.messages) if self.guard else None for request in requests]
 
     def read(self, answer: Answer) -> Reading:
         """The answer's value, and the label probabilities at the run's temperature."""
@@ -116,7 +126,8 @@ def open_student(ctx: Context, budget: Budget | None = None) -> Iterator[Student
         if who.paid:
             budget = budget or budget_of(ctx)
         yield Student(ctx.rundir.name, ctx.task, who.predictor, temperature_of(ctx), who.options,
-                      ctx.ledger if who.paid else None, budget if who.paid else None)
+                      ctx.ledger if who.paid else None, budget if who.paid else None,
+                      guard=guard_of(ctx) if who.paid else None)
 
 
 def temperature_of(ctx: Context) -> float | None:
@@ -124,6 +135,14 @@ def temperature_of(ctx: Context) -> float | None:
     evaluations = Run(ctx.rundir).metrics.evaluations
     stated = next((e.calibration for e in evaluations if e.role == "student"), None)
     return stated.temperature if stated else None
+
+
+def guard_of(ctx: Context) -> Guard | None:
+    """What looks for personal data in prompts that leave this machine, as `data.pii` says. Raises
+    MissingExtra."""
+    wanted = ctx.recipe.data.pii
+    own = f"{ctx.recipe.task.prompt}\n{ctx.recipe.task.system or ''}"
+    return None if wanted == "off" else Guard(wanted == "refuse", own)
 
 
 def budget_of(ctx: Context) -> Budget:

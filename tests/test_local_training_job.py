@@ -181,6 +181,15 @@ class TestKilled:
         while process.is_alive(desk.jobs_folder()):
             time.sleep(0.01)
 
+    def test_a_trainer_that_nobody_looks_for_leaves_no_zombie(self, desk: Desk) -> None:
+        desk.submit()
+        pid = int((desk.jobs_folder() / "pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + PATIENCE_S
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert not Path(f"/proc/{pid}").exists()
+
     def test_a_trainer_that_keeps_dying_is_given_up(self, tmp_path: Path, model: str,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
         kill_at(monkeypatch, "before-checkpoint-mark")

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,24 @@ def test_without_the_teacher_the_request_fails_and_no_unsure_answer_is_passed_of
             assert ask(client, "What when the teacher is away?")[0]["x-distillctl-answered-by"] == "teacher"
     finally:
         teacher.reply = None
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_what_may_not_leave_this_machine_is_the_students_to_answer(
+        run: Context, live: ChatServer, elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the teacher is on this machine too. The reply says so, and it is counted."""
+    pytest.importorskip("datafog", reason="needs the `pii` extra")
+    recipe = run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"pii": "refuse"})})
+    careful = replace(run, loaded=replace(run.loaded, recipe=recipe))
+    monkeypatch.setattr("distillctl.answering.on_this_machine", lambda url: not elsewhere)
+    before = len(live.asked)
+    with cascading(careful, 1.0) as client:
+        headers, _ = ask(client, f"Who is jane.doe{elsewhere}@example.com?")
+        counted = client._client.get(str(client.base_url).replace("/v1/", "/metrics")).text
+    assert headers["x-distillctl-answered-by"] == ("student" if elsewhere else "teacher")
+    assert headers.get("x-distillctl-kept-back") == ("personal-data" if elsewhere else None)
+    assert len(live.asked) - before == (not elsewhere)
+    assert f"distillctl_personal_data {float(elsewhere)}" in counted
 
 
 def test_a_used_up_budget_is_a_429(run: Context) -> None:

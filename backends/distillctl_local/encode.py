@@ -65,6 +65,11 @@ class Encoder:
                                        where=self.tokenizer.name_or_path))
         return self.tokenizer.eos_token_id
 
+    @property
+    def stops(self) -> list[int]:
+        """Every token that ends an answer: `end_id`, and the tokenizer's end of sequence."""
+        return sorted({self.end_id, self.tokenizer.eos_token_id} - {None})
+
     def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
         """The template's tokens before, between and after the contents of messages with these roles."""
         if roles not in self._frames:

@@ -2,7 +2,8 @@
 
 The merged and GGUF forms start from the base's own weights, loaded anew: an adapter is never merged into
 weights that were quantised for training. The sums of base and adapter are made in 32 bits and rounded once,
-when they are written.
+when they are written. A check computes in 32 bits too, so that it sees the numbers as they were written; the
+student is asked again where the run computed its answers in fewer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from distillctl_local.encode import Encoder
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 GGUF = "model.gguf"
 
 
@@ -42,7 +43,7 @@ def _adapter(job: ExportJob, into: Path) -> Exported:
     _copy(job, into)
     base = source_of(job.student.model)
     return Exported((f"the base model is {base}", "in Python: peft.PeftModel.from_pretrained(BASE, FOLDER)"),
-                    lambda folder: _open(job, folder, "adapter"))
+                    lambda folder: _open(job, folder, "adapter"), _student(job))
 
 
 def _merged(job: ExportJob, into: Path) -> Exported:
@@ -57,7 +58,7 @@ def _merged(job: ExportJob, into: Path) -> Exported:
     encoder.tokenizer.save_pretrained(into)
     return Exported(("in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)",
                      f"with vLLM: vllm serve {{folder}} --served-model-name {_served(job)}"),
-                    lambda folder: _open(job, folder, "model"))
+                    lambda folder: _open(job, folder, "model"), _student(job))
 
 
 def _gguf(job: ExportJob, into: Path) -> Exported:
@@ -69,7 +70,7 @@ def _write_gguf(job: ExportJob, model: PreTrainedModel, encoder: Encoder, into: 
 
     write_gguf(model, encoder, into / GGUF, name=job.name, numbers=job.numbers)
     return Exported((f"with llama.cpp: llama-server -m {{folder}}/{GGUF} --jinja --temp 0",),
-                    lambda folder: open_gguf(job, encoder, folder / GGUF))
+                    lambda folder: open_gguf(job, encoder, folder / GGUF), _student(job))
 
 
 def _ollama(job: ExportJob, into: Path) -> Exported:
@@ -81,23 +82,22 @@ def _ollama(job: ExportJob, into: Path) -> Exported:
     (into / "Modelfile").write_text(text, encoding="utf-8")
     made = _write_gguf(job, model, encoder, into)
     name = _served(job)
-    return Exported((f"cd {{folder}} && ollama create {name} -f Modelfile", f"ollama run {name}"), made.open)
+    return Exported((f"cd {{folder}} && ollama create {name} -f Modelfile", f"ollama run {name}"), made.open,
+                    made.student)
 
 
 def _vllm(job: ExportJob, into: Path) -> Exported:
+    from distillctl_local.vllm_engine import smallest_rank
+
     _copy(job, into)
     if job.student.kind == "model":
         return Exported((f"vllm serve {{folder}} --served-model-name {_served(job)}",),
-                        lambda folder: _open(job, folder, "model"))
-    rank = json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"]
-    most = next((known for known in VLLM_RANKS if known >= rank), None)
-    if most is None:
-        raise StudentError(Problem(f"vLLM serves adapters up to rank {VLLM_RANKS[-1]}", value=rank,
-                                   hint="export it as merged"))
+                        lambda folder: _open(job, folder, "model"), _student(job))
+    most = smallest_rank(json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"])
     # vLLM keeps prompts' beginnings by the adapter's name and path: another student needs another name
     return Exported((f"vllm serve {shlex.quote(source_of(job.student.model))} --enable-lora "
                      f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}}",),
-                    lambda folder: _open(job, folder, "adapter"))
+                    lambda folder: _open(job, folder, "adapter"), _student(job))
 
 
 def _needs_adapter(job: ExportJob) -> None:
@@ -136,7 +136,25 @@ def _load(job: ExportJob) -> tuple[PreTrainedModel, Encoder]:
 
 
 def _open(job: ExportJob, folder: Path, kind: str) -> AbstractContextManager[Predictor]:
+    """A predictor for an exported folder, which computes in 32 bits."""
+    ref = StudentRef("local", kind, job.student.model, ".", digest_tree(folder), job.student.data)
+    return _in_32_bits(job, ref, folder)
+
+
+def _student(job: ExportJob) -> Callable[[], AbstractContextManager[Predictor]] | None:
+    """How to ask the run's student in 32 bits; None where its answers were computed so."""
+    if job.answered_by.get("products") == "float32":
+        return None
+    return lambda: _in_32_bits(job, job.student, job.folder)
+
+
+def _in_32_bits(job: ExportJob, student: StudentRef, folder: Path) -> AbstractContextManager[Predictor]:
+    from distillctl_local.hardware import gpu_memory_available
+    from distillctl_local.models import facts_at_hand
     from distillctl_local.predictor import open_local
 
-    ref = StudentRef("local", kind, job.student.model, ".", digest_tree(folder), job.student.data)
-    return open_local(ref, folder, job.task, job.how)
+    weights = str(safe_join(folder, student.path or ".")) if student.kind == "model" else student.model
+    facts, room = facts_at_hand(weights, student.data.get("revision")), gpu_memory_available()
+    # four bytes a weight, and a quarter more for what is computed
+    fits = room is None or facts is None or facts.parameters is None or 5 * facts.parameters < room
+    return open_local(student, folder, job.task, job.how, precision="fp32", device="auto" if fits else "cpu")

@@ -24,6 +24,7 @@ from distillctl_local.stream import Rows
 
 ROWS = 64
 TOKENS = 4096  # most tokens in the first pass
+SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass
@@ -76,8 +77,7 @@ class Grammar:
         from llguidance.hf import from_tokenizer
 
         self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=end_id)
-        text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={
-            "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
+        text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SEPARATORS)
         if error := LLMatcher.validate_grammar(text, self._tokenizer):
             raise StudentError(Problem(f"answers cannot be held to this schema: {error}",
                                        field="task.json_schema"))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillctl.errors import MissingExtra, Problem, StorageError, StudentError
 from distillctl.store.files import digest_file, digest_json, read_json, sync_folder, sync_tree
+from distillctl_local.facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,31 +31,6 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "README.md"]
-_ATTENTION = {"full_attention", "sliding_attention"}
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a base model without loading it; None is unknown.
-
-    parameters: count, tied ones once. context, sliding_window: tokens. linear_attention: it has layers
-    that keep a state instead of keys and values. source: see `source_of`.
-    """
-
-    family: str
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-    sliding_window: int | None = None
-    linear_attention: bool = False
-    parameters: int | None = None
-    source: str | None = None
-    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,30 +106,6 @@ def source_of(model: str) -> str:
     if model in ALIASES:
         return ALIASES[model].facts.source
     return str(_local(model).resolve()) if _is_local(model) else model
-
-
-def facts_of(config: Any, **known: Any) -> ModelFacts:
-    """Facts out of a transformers config, or of any object with the same names; `known` adds to them.
-
-    Raises StudentError where it is not a causal LM's.
-    """
-    text = getattr(config, "text_config", None) or config  # a multimodal model keeps its language part there
-    kinds = set(getattr(text, "layer_types", None) or ())
-    try:
-        hidden, heads = text.hidden_size, text.num_attention_heads
-        return ModelFacts(
-            family=text.model_type, hidden_size=hidden,
-            intermediate_size=getattr(text, "intermediate_size", None) or 4 * hidden,
-            layers=text.num_hidden_layers, heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or hidden // heads, vocab=text.vocab_size,
-            context=text.max_position_embeddings,
-            sliding_window=(getattr(text, "sliding_window", None)
-                            if getattr(text, "use_sliding_window", True) else None),
-            linear_attention=bool(kinds - _ATTENTION) or any(
-                name.startswith(("mamba_", "ssm_", "linear_num")) for name in vars(text)), **known)
-    except AttributeError as error:
-        raise StudentError(Problem(f"not the config of a causal LM that is known here: {error}")) from None
 
 
 def is_at_hand(model: str, revision: str | None = None) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distillctl.backend import StudentRef
 from distillctl.errors import Problem, StudentError
@@ -27,39 +27,46 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from distillctl_local.generate import Generated
+
 CANARY: list[Message] = [{"role": "user", "content": "Say which of two roads is the shorter one, and why."}]
 
 
-class LocalPredictor:
-    """Answers with a causal LM in this process: one label set scored, or tokens generated."""
+class Scorer(Protocol):
+    def log_probabilities(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+        """As `LabelScorer.log_probabilities`."""
+        ...
+
+
+class Writer(Protocol):
+    def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:
+        """As `Generator.answer`."""
+        ...
+
+
+class CausalPredictor:
+    """Answers with a causal LM: `computes` scores the task's labels where the identity's mode is "score",
+    else it generates. context: tokens that prompt and answer may have together."""
 
     max_batch = 64
     replayed = False
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder, task: Task, how: EvaluateSpec,
-                 identity: Mapping[str, JSON]) -> None:
-        from distillctl_local.generate import Generator, Grammar
-        from distillctl_local.scoring import LabelScorer
-
+    def __init__(self, computes: Scorer | Writer, context: int, encoder: Encoder, task: Task,
+                 how: EvaluateSpec, identity: Mapping[str, JSON]) -> None:
         self.identity = identity
         self._name = str(identity["model"])
         self._encoder = encoder
-        self._context = facts_of(model.config).context
+        self._context = context
         self._lock = threading.Lock()  # one pass at a time: the kept prefixes change in it
         self._max_tokens = how.max_tokens
-        self._scorer: LabelScorer | None = None
-        self._generator: Generator | None = None
+        self._scorer: Scorer | None = None
+        self._generator: Writer | None = None
         if identity["mode"] == "score":
+            self._scorer = computes
             self._labels = list(task.labels)
-            self._answers = [encoder.completion(task.target(label)) for label in self._labels]
-            self._scorer = LabelScorer(model, self._answers)
+            self._answers = answers_of(encoder, task)
         else:
-            grammar = None
-            if task.json_schema is not None:
-                vocabulary = model.config.get_text_config().vocab_size
-                grammar = Grammar(task.json_schema, encoder.tokenizer, vocabulary, encoder.end_id)
-            stops = {encoder.end_id, encoder.tokenizer.eos_token_id} - {None}
-            self._generator = Generator(model, sorted(stops), grammar)
+            self._generator = computes
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request. latency_s is that of the whole batch."""
@@ -107,6 +114,30 @@ class LocalPredictor:
             found.append({"output": text, "finish": finish,
                           "tokens_out": len(answer.ids) + (answer.finish == "stop")})
         return found
+
+
+class LocalPredictor(CausalPredictor):
+    """Answers with a model in this process."""
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, task: Task, how: EvaluateSpec,
+                 identity: Mapping[str, JSON]) -> None:
+        from distillctl_local.generate import Generator, Grammar
+        from distillctl_local.scoring import LabelScorer
+
+        if identity["mode"] == "score":
+            computes: Scorer | Writer = LabelScorer(model, answers_of(encoder, task))
+        else:
+            grammar = None
+            if task.json_schema is not None:
+                vocabulary = model.config.get_text_config().vocab_size
+                grammar = Grammar(task.json_schema, encoder.tokenizer, vocabulary, encoder.end_id)
+            computes = Generator(model, encoder.stops, grammar)
+        super().__init__(computes, facts_of(model.config).context, encoder, task, how, identity)
+
+
+def answers_of(encoder: Encoder, task: Task) -> list[list[int]]:
+    """The token ids of each label as an answer, with the end token."""
+    return [encoder.completion(task.target(label)) for label in task.labels]
 
 
 @contextmanager

@@ -13,13 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LAUNCHER = "DISTILLCTL_LAUNCHER"  # the environment variable with the process id that a rank lives as long as
 _RESTARTS = "restarts"
-_children: list[subprocess.Popen] = []  # those that this process started and has to reap
 # What a trainer needs from our environment; credentials are not among it.
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME",
@@ -60,7 +60,8 @@ def start(folder: Path, *, again: bool = False, offline: bool = False, also: Seq
                 [sys.executable, "-m", *program], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 cwd=folder, env=environment, pass_fds=(lock,), start_new_session=True)
         (folder / "pid").write_text(str(child.pid), encoding="utf-8")
-        _children.append(child)
+        # whoever started it is told of its end, looked for or not, so that it never stays a zombie
+        threading.Thread(target=child.wait, name="trainer-ended", daemon=True).start()
         return True
 
 
@@ -84,7 +85,6 @@ def restarts(folder: Path) -> int:
 
 def is_alive(folder: Path) -> bool:
     """Whether the trainer of a job folder is running."""
-    _children[:] = [child for child in _children if child.poll() is None]  # none stays a zombie
     with _try_lock(folder) as lock:
         return lock is None
 

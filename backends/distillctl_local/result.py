@@ -95,7 +95,7 @@ def write_model(model: PreTrainedModel, encoder: Encoder, job: Mapping[str, JSON
 def answer_as_trained(model: PreTrainedModel, encoder: Encoder) -> None:
     """Let what other programs do with the model by default be what the student does: the likeliest token, up
     to the token that ends an answer. Some servers never stop without it."""
-    stops = sorted({encoder.end_id, encoder.tokenizer.eos_token_id} - {None})
+    stops = encoder.stops
     generation = model.generation_config
     generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
     generation.eos_token_id = stops if len(stops) > 1 else stops[0]

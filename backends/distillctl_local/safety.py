@@ -20,7 +20,7 @@ from distillctl.errors import Problem, StudentError
 from distillctl.store.files import digest_file
 
 if TYPE_CHECKING:
-    from distillctl_local.models import ModelFacts
+    from distillctl_local.facts import ModelFacts
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

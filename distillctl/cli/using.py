@@ -20,8 +20,9 @@ yes_option = click.option("--yes", "-y", is_flag=True,
               help="JSONL, CSV or Parquet with the fields of the recipe's prompt.")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False),
               help="JSONL to write; one that was interrupted is gone on with.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="ray: workers on the Ray cluster that RAY_ADDRESS names, else on a Ray of this machine.")
+@click.option("--engine", type=click.Choice(["local", "ray", "vllm"]), default="local", show_default=True,
+              help="ray: workers on the Ray cluster that RAY_ADDRESS names, else on a Ray of this machine. "
+                   "vllm: vLLM on this machine's GPU.")
 @click.option("--workers", type=click.IntRange(min=1),
               help="With ray: copies of the student.  [default: one a GPU, else one a node]")
 @yes_option

@@ -61,4 +61,5 @@ class DataSpec(Strict):
     pii: Literal["off", "warn", "refuse"] = "off"
     """Look for personal data (e-mail addresses, phone numbers, cards, ...) in what prompts show and in
     recorded answers before any of it leaves this machine; needs the extra `pii`. warn: name the places, and
-    go on; refuse: stop. Names and postal addresses are not found."""
+    go on; refuse: stop. `predict` and `serve` look at each prompt for a hosted student or a cascade's
+    teacher, and refuse keeps back that prompt alone. Names and postal addresses are not found."""

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from distillctl import types
+from distillctl.data.pii import NOT_SENT
 from distillctl.errors import DistillctlError
 from distillctl.secrets import Secret
 from distillctl.serve.batching import Batcher, refusal
@@ -55,7 +56,8 @@ class Service:
         self._limits = limits
         self._cascade = cascade
         self._batcher = Batcher(student, limits.requests, lambda size: self._meters.batch.observe(size))
-        self._meters = Meters(student.run, student.task.labels, lambda: self._batcher.under_way)
+        self._meters = Meters(student.run, student.task.labels, lambda: self._batcher.under_way,
+                              self._with_personal_data)
         self._started = int(time.time())
 
     def app(self) -> Starlette:
@@ -127,9 +129,16 @@ class Service:
                    "x-distillctl-answered-by": decided.by}
         if decided.confidence is not None:
             headers["x-distillctl-confidence"] = f"{decided.confidence:.4f}"
+        if decided.kept_back:
+            headers["x-distillctl-kept-back"] = "personal-data"
         if asked.stream:
             return Response("".join(completion.events()), media_type="text/event-stream", headers=headers)
         return JSONResponse(completion.body(), headers=headers)
+
+    def _with_personal_data(self) -> int:
+        """Findings in prompts that were bound for the network, sent or kept back."""
+        asked = [self._student, *([self._cascade.teacher] if self._cascade else [])]
+        return sum(one.guard.found.total() for one in asked if one.guard)
 
     async def _decide(self, request: types.Request, answer: types.Answer) -> Decided:
         if self._cascade is None:
@@ -146,6 +155,8 @@ class Service:
         if answer.finish == "failed":
             if answer.error and answer.error.startswith("the prompt has"):
                 raise Refused(400, f"Too long: {answer.error}.", "context_length_exceeded", "messages")
+            if answer.error and answer.error.startswith(NOT_SENT):
+                raise Refused(400, f"The prompt was {answer.error}.", "personal_data", "messages")
             raise Refused(502, f"The student gave no answer: {answer.error}")
         if asked.alternatives is not None and reading.probabilities is None and decided.by == "student":
             raise no_probabilities()

@@ -2,7 +2,8 @@
 
 The rule is the evaluation's: the probability of the student's answer, at the temperature of dev, must reach
 the threshold. Where the teacher then cannot be asked, the request fails: an unsure answer is never passed
-off as the cascade's.
+off as the cascade's. What may not leave this machine (`data.pii: refuse`) is the student's to answer, and its
+answer says so.
 """
 
 from __future__ import annotations
@@ -17,24 +18,27 @@ from distillctl import answering
 from distillctl.api import Run
 from distillctl.budget import Budget
 from distillctl.context import Context
+from distillctl.data.pii import NOT_SENT
 from distillctl.errors import Problem, UsageError
 from distillctl.prices import prompt_tokens_at_most
 from distillctl.recipe.models import RecordedTeacher
 from distillctl.retry import Pace, Timing
 from distillctl.types import Answer, Request
-from distillctl.using import Reading, Student
+from distillctl.using import Reading, Student, guard_of
 
 ATTEMPTS = 2  # a client waits
 
 
 @dataclass(frozen=True)
 class Decided:
-    """The answer that is sent. confidence: the student's, None where it states none."""
+    """The answer that is sent. confidence: the student's, None where it states none. kept_back: the teacher
+    would have been asked, but for the personal data in the prompt."""
 
     by: Literal["student", "teacher"]
     answer: Answer
     reading: Reading
     confidence: float | None
+    kept_back: bool = False
 
 
 class Cascade:
@@ -61,6 +65,8 @@ class Cascade:
             await self._requests.take(1)
             await self._tokens.take(prompt_tokens_at_most(asked.messages) + options.max_tokens)
             (said,) = await self.teacher.answer([asked])
+        if said.error is not None and said.error.startswith(NOT_SENT):
+            return Decided("student", answer, reading, sure, kept_back=True)
         read = self.teacher.read(said)
         if read.value is not None:  # clients read the labels as the student writes them
             said = replace(said, output=self.teacher.task.target(read.value))
@@ -95,8 +101,9 @@ def open_cascade(ctx: Context, student: Student, threshold: float, budget: Budge
     """The recipe's teacher behind the student. Raises MissingExtra, UsageError (no key)."""
     with answering.teacher(ctx) as who:
         options = replace(who.options, attempts=ATTEMPTS)
+        leaves = not answering.on_this_machine(getattr(ctx.recipe.teacher, "base_url", None))
         yield Cascade(student, Student(ctx.rundir.name, ctx.task, who.predictor, None, options, ctx.ledger,
-                                       budget, "teacher"), threshold)
+                                       budget, "teacher", guard=guard_of(ctx) if leaves else None), threshold)
 
 
 def check_consent(ctx: Context, yes: bool) -> None:

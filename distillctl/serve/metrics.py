@@ -13,7 +13,8 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Meters:
     """The server's own counters. labels: of the task, so that no answer can invent a time series."""
 
-    def __init__(self, run: str, labels: tuple[str, ...], under_way: Callable[[], int]) -> None:
+    def __init__(self, run: str, labels: tuple[str, ...], under_way: Callable[[], int],
+                 personal_data: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._labels = frozenset(labels)
         Info("distillctl_student", "The run that is served.", registry=registry).info({"run": run})
@@ -33,6 +34,9 @@ class Meters:
                              registry=registry)
         Gauge("distillctl_under_way", "Requests that wait or are being answered.",
               registry=registry).set_function(under_way)
+        Gauge("distillctl_personal_data", "What looks like personal data in prompts for the network, since "
+              "the start; with data.pii: refuse they were not sent.",
+              registry=registry).set_function(personal_data)
 
     def answered(self, value: object, tokens_in: int | None, tokens_out: int | None) -> None:
         """Count one answer. value: as the task reads it, None where it cannot."""

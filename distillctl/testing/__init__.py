@@ -19,7 +19,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    pytest.register_assert_rewrite("distillctl.testing.contract", "distillctl.testing.hosted")
+    pytest.register_assert_rewrite("distillctl.testing.contract", "distillctl.testing.hosted",
+                                   "distillctl.testing.lab")
     if name == "BackendContract":
         from distillctl.testing.contract import BackendContract
 

@@ -12,13 +12,13 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesHeaderParser
 from urllib.parse import parse_qs, urlsplit
 
 from distillctl.testing.chat_server import ChatServer, Handler, Refusal, anthropic_body, openai_body, plain
+from distillctl.testing.outage import Outages
 from distillctl.types import JSON
 
 _CREATE = {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
@@ -51,7 +51,7 @@ class Batch:
     failed: int = 0
 
 
-class BatchServer(ChatServer):
+class BatchServer(Outages, ChatServer):
     """The provider. `batches` are those that exist, `creates` counts the create requests that arrived.
 
     create_faults: of the next creates: "refused", "error_before", "error_after", "lost_reply", "garbled".
@@ -67,7 +67,6 @@ class BatchServer(ChatServer):
         self.create_faults: list[str] = []
         self.finishes: int | None = None
         self.slow = slow
-        self.down = False
         self.hidden = 0
         self.cut_downloads = 0
         self.downloads = 0
@@ -77,15 +76,6 @@ class BatchServer(ChatServer):
     @staticmethod
     def handler_type() -> type[Handler]:
         return _BatchHandler
-
-    @contextmanager
-    def outage(self) -> Iterator[None]:
-        """Nothing but 503 inside."""
-        self.down = True
-        try:
-            yield
-        finally:
-            self.down = False
 
     def batch(self, id: str) -> Batch:
         return next(batch for batch in self.batches if batch.id == id)

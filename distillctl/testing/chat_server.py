@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, get_args
 
+from distillctl.testing.chat_checks import ANTHROPIC_VERSIONS, Refusal, check_body
 from distillctl.types import JSON
 
 Fault = Literal["none", "drop_before", "drop_after", "truncate", "drip", "html", "no_body", "not_json",
@@ -28,16 +29,6 @@ Fault = Literal["none", "drop_before", "drop_after", "truncate", "drip", "html",
 """none; drop_before: the connection breaks with the request unread by the model; drop_after: it breaks
 after the model answered (and billed); truncate: half a body; drip: a byte at a time, without end; html: a
 proxy's page under 200; no_body; not_json; gzip: compressed although not asked for; huge: 64 MiB of blanks."""
-
-_OPENAI_PARAMETERS = {
-    "model", "messages", "temperature", "top_p", "n", "max_tokens", "max_completion_tokens", "seed", "stop",
-    "response_format", "logprobs", "top_logprobs", "user", "stream"}
-_ANTHROPIC_PARAMETERS = {
-    "model", "messages", "system", "max_tokens", "stop_sequences", "metadata", "stream", "output_config"}
-_OPEN_KEYWORDS = {"minLength", "maxLength", "uniqueItems", "allOf", "oneOf", "not", "default", "$schema"}
-_BOUNDS = {"minLength", "maxLength", "minimum", "maximum", "multipleOf", "maxItems", "pattern", "$schema"}
-_ANTHROPIC_VERSIONS = ("2023-06-01", "2026-10-21")
-_ANTHROPIC_SAMPLING = {"temperature", "top_p", "top_k"}  # gone in the newer version
 
 
 @dataclass(frozen=True)
@@ -150,15 +141,6 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is what the tests are about; nothing is printed."""
 
 
-class Refusal(Exception):
-    """The request is refused before the model sees it."""
-
-    def __init__(self, status: int, kind: str, message: str, code: str | None = None,
-                 param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.code, self.param = status, kind, code, param
-
-
 class Handler(BaseHTTPRequestHandler):
     """Chat completions and messages."""
 
@@ -203,82 +185,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_body(self, body: dict[str, JSON], anthropic: bool, version: str | None) -> None:
         """Refuse what the original refuses in the body of one request."""
-        known = _ANTHROPIC_PARAMETERS if anthropic else _OPENAI_PARAMETERS
-        if anthropic and version == _ANTHROPIC_VERSIONS[0]:
-            known = known | _ANTHROPIC_SAMPLING
-        unknown = set(body) - known
-        if unknown:
-            name = sorted(unknown)[0]
-            raise Refusal(400, "invalid_request_error",
-                           f"{name}: Extra inputs are not permitted" if anthropic
-                           else f"Unrecognized request argument supplied: {name}")
-        if not isinstance(body.get("model"), str) or (
-                self.provider.models is not None and body["model"] not in self.provider.models):
-            raise Refusal(404, "not_found_error" if anthropic else "invalid_request_error",
-                           f"The model `{body.get('model')}` does not exist", "model_not_found", "model")
-        if self.provider.completion_tokens_only and "max_tokens" in body:
-            raise Refusal(400, "invalid_request_error",
-                           "Unsupported parameter: 'max_tokens' is not supported with this model. "
-                           "Use 'max_completion_tokens' instead.", "unsupported_parameter", "max_tokens")
-        self._check_numbers(body, anthropic)
-        self._check_messages(body.get("messages"), anthropic)
-        self._check_schema(body, anthropic)
+        check_body(body, anthropic, version, self.provider.models, self.provider.completion_tokens_only)
 
     def _check_key(self, anthropic: bool) -> None:
         bearer = self.headers.get("Authorization", "")
         given = bearer.removeprefix("Bearer ") if bearer.startswith("Bearer ") else None
         if anthropic:
             given = self.headers.get("x-api-key") or given
-            if self.headers.get("anthropic-version") not in _ANTHROPIC_VERSIONS:
+            if self.headers.get("anthropic-version") not in ANTHROPIC_VERSIONS:
                 raise Refusal(400, "invalid_request_error", "anthropic-version: a known one is required")
         if not given or (self.provider.key is not None and given != self.provider.key):
             raise Refusal(401, "authentication_error" if anthropic else "invalid_request_error",
                            f"Incorrect API key provided: {given}", "invalid_api_key")
-
-    def _check_numbers(self, body: Mapping[str, JSON], anthropic: bool) -> None:
-        limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
-        if anthropic and not limits:
-            raise Refusal(400, "invalid_request_error", "max_tokens: Field required")
-        if any(not isinstance(limit, int) or limit < 1 for limit in limits):
-            raise Refusal(400, "invalid_request_error", "max_tokens must be at least 1", param="max_tokens")
-        temperature = body.get("temperature", 0)
-        if not isinstance(temperature, int | float) or not 0 <= temperature <= (1 if anthropic else 2):
-            raise Refusal(400, "invalid_request_error", "temperature is out of range", param="temperature")
-        if "top_logprobs" in body and not (body.get("logprobs") and 0 <= body["top_logprobs"] <= 20):
-            raise Refusal(400, "invalid_request_error", "top_logprobs needs logprobs, and is at most 20")
-
-    def _check_schema(self, body: Mapping[str, JSON], anthropic: bool) -> None:
-        """That structured output is asked for as the originals take it."""
-        wanted = (body.get("output_config" if anthropic else "response_format") or {})
-        wanted = wanted.get("format", {}) if anthropic else wanted.get("json_schema", {})
-        if not anthropic and not wanted.get("strict"):
-            return
-        refused = _BOUNDS if anthropic else _OPEN_KEYWORDS
-        for part in _schemas(wanted.get("schema", {})):
-            why = None
-            if bad := sorted(refused & set(part)):
-                why = f"'{bad[0]}' is not permitted"
-            elif part.get("type") == "object" and part.get("additionalProperties") is not False:
-                why = "'additionalProperties' is required to be supplied and to be false"
-            elif not anthropic and set(part.get("required", [])) != set(part.get("properties", {})):
-                why = "'required' is required to be an array including every key in properties"
-            if why:
-                place = "output_config.format.schema" if anthropic else "response_format 'answer'"
-                raise Refusal(400, "invalid_request_error", f"Invalid schema for {place}: {why}",
-                               param=None if anthropic else "response_format")
-
-    def _check_messages(self, messages: JSON, anthropic: bool) -> None:
-        roles = {"user", "assistant"} if anthropic else {"system", "developer", "user", "assistant"}
-        if not isinstance(messages, list) or not messages:
-            raise Refusal(400, "invalid_request_error", "messages: at least one message is required")
-        for number, message in enumerate(messages):
-            if set(message) != {"role", "content"} or message["role"] not in roles:
-                raise Refusal(400, "invalid_request_error",
-                               f"messages.{number}: unexpected role or field, with {sorted(message)}")
-            if not isinstance(message["content"], str | list) or not message["content"]:
-                raise Refusal(400, "invalid_request_error", f"messages.{number}: content must not be empty")
-        if not any(message["role"] == "user" for message in messages):
-            raise Refusal(400, "invalid_request_error", "messages: a user turn is required")
 
     # --- replies ---
 
@@ -363,13 +281,6 @@ def anthropic_body(reply: Reply, asked: Mapping[str, JSON]) -> JSON:
     return {"id": "msg_1", "type": "message", "role": "assistant", "model": asked["model"],
             "content": content, "stop_reason": reply.finish or "end_turn", "stop_sequence": None,
             "usage": usage if reply.usage is ... else reply.usage}
-
-
-def _schemas(schema: JSON) -> list[Mapping[str, JSON]]:
-    """A JSON Schema and those in it."""
-    inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", ()),
-             *schema.get("$defs", {}).values(), *([schema["items"]] if "items" in schema else ())]
-    return [schema, *(one for part in inner for one in _schemas(part))]
 
 
 def plain(content: JSON) -> str:

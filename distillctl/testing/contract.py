@@ -15,9 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -39,47 +39,17 @@ from distillctl.backend import (
     Unreachable,
 )
 from distillctl.errors import DistillctlError
-from distillctl.jobs import NEVER_IN_A_STUDENT, new_token
+from distillctl.jobs import new_token
 from distillctl.recipe.models import EvaluateSpec, TrainSpec
 from distillctl.store.files import digest_file, digest_tree
+from distillctl.students import NEVER_IN_A_STUDENT
 from distillctl.testing.examples import example_job, example_requests
-from distillctl.types import JSON, Answer, Predictor, Request
+from distillctl.testing.lab import CANARY, Lab, Trained, ask, children, ours, through_json
+from distillctl.types import Predictor
 
-CANARY = "canary-3f9b1d7ae2c84650"  # the value of every secret; must be found nowhere
 HEAVY = ("torch", "transformers", "trl", "sklearn", "scipy", "datasets", "openai", "anthropic", "together",
          "google.genai", "google.cloud.storage", "huggingface_hub", "httpx", "requests")
 ESCAPES = ("../escaped", "a/../../escaped", "..", "/{folder}/escaped", "a\0b", "")
-
-@dataclass
-class Lab:
-    """A backend in an empty folder, with a job for it. provider: only of a hosted backend."""
-
-    folder: Path
-    backend: Backend
-    job: TrainJob
-    provider: Any
-
-    def stage(self) -> Staged:
-        """Stage the job, waiting as the core does while a service still looks at the upload."""
-        for _ in range(50):
-            with suppress(Unreachable):
-                return self.backend.stage(self.job)
-            time.sleep(0.05)
-        return self.backend.stage(self.job)
-
-    def submit(self) -> JobHandle:
-        return self.backend.submit(self.job, self.stage(), new_token())
-
-
-@dataclass
-class Trained:
-    """A job that has ended, and its student collected into `into`."""
-
-    lab: Lab
-    handle: JobHandle
-    snapshots: list[Snapshot]
-    into: Path
-    student: StudentRef
 
 
 class BackendContract:
@@ -192,9 +162,9 @@ class BackendContract:
         assert lab.backend.preflight(lab.job).problems == ()
 
     def test_preflight_writes_nothing(self, lab: Lab) -> None:
-        before = _ours(lab)
+        before = ours(lab)
         lab.backend.preflight(lab.job)
-        assert _ours(lab) == before
+        assert ours(lab) == before
 
     def test_preflight_says_where_data_goes(self, lab: Lab) -> None:
         sends_to = lab.backend.preflight(lab.job).sends_to
@@ -206,12 +176,12 @@ class BackendContract:
 
     def test_staging_twice_gives_the_same_and_is_json(self, lab: Lab) -> None:
         first, second = lab.stage(), lab.stage()
-        assert first == second == Staged(_through_json(first.data), first.cost_usd)
+        assert first == second == Staged(through_json(first.data), first.cost_usd)
 
     # --- submit, find, poll ---
 
     def test_a_handle_survives_json(self, trained: Trained) -> None:
-        assert JobHandle.from_json(_through_json(trained.handle.as_json())) == trained.handle
+        assert JobHandle.from_json(through_json(trained.handle.as_json())) == trained.handle
 
     def test_a_handle_names_its_backend_and_time(self, trained: Trained) -> None:
         assert trained.handle.backend == self.backend.name
@@ -248,7 +218,7 @@ class BackendContract:
 
     def test_another_shell_can_follow_the_job(self, trained: Trained) -> None:
         other = self.open_backend(trained.lab.folder, trained.lab.provider)
-        handle = JobHandle.from_json(_through_json(trained.handle.as_json()))
+        handle = JobHandle.from_json(through_json(trained.handle.as_json()))
         assert other.poll(handle, None).state == "succeeded"
 
     def test_a_job_that_is_not_there_is_lost(self, trained: Trained) -> None:
@@ -275,7 +245,7 @@ class BackendContract:
         assert digest_tree(tmp_path) == digest_tree(trained.into)
 
     def test_a_reference_survives_json(self, trained: Trained) -> None:
-        assert StudentRef.from_json(_through_json(trained.student.as_json())) == trained.student
+        assert StudentRef.from_json(through_json(trained.student.as_json())) == trained.student
 
     def test_a_reference_names_its_files_by_digest(self, trained: Trained) -> None:
         student = trained.student
@@ -301,7 +271,7 @@ class BackendContract:
 
     def test_a_student_answers_every_prompt_in_order(self, trained: Trained) -> None:
         with self.open_student(trained) as predictor:
-            together, alone = asyncio.run(_ask(predictor, example_requests(trained.lab.job.task)))
+            together, alone = asyncio.run(ask(predictor, example_requests(trained.lab.job.task)))
         assert [answer.output for answer in together] == [answer.output for answer in alone]
         assert all(answer.output is not None or answer.error for answer in together)
 
@@ -310,7 +280,7 @@ class BackendContract:
         if not (self.backend.capabilities.label_probabilities and labels):
             return
         with self.open_student(trained) as predictor:
-            together, _ = asyncio.run(_ask(predictor, example_requests(trained.lab.job.task)))
+            together, _ = asyncio.run(ask(predictor, example_requests(trained.lab.job.task)))
         for answer in together:
             assert set(answer.label_logprobs) == set(labels)
             shares = {label: 2.718281828459045 ** value for label, value in answer.label_logprobs.items()}
@@ -324,28 +294,28 @@ class BackendContract:
         untrained = StudentRef(self.backend.name, "model" if trained.student.files else "hosted", base)
         task = trained.lab.job.task
         with trained.lab.backend.open(untrained, trained.into, task, EvaluateSpec()) as predictor:
-            together, _ = asyncio.run(_ask(predictor, example_requests(task)))
+            together, _ = asyncio.run(ask(predictor, example_requests(task)))
         assert all(answer.output is not None or answer.error for answer in together)
 
     def test_an_identity_is_json_and_stays(self, trained: Trained) -> None:
         identities = []
         for _ in range(2):
             with self.open_student(trained) as predictor:
-                identities.append(_through_json(dict(predictor.identity)))
+                identities.append(through_json(dict(predictor.identity)))
                 asyncio.run(predictor.aclose())
         assert identities[0] == identities[1]
 
     def test_open_ends_what_it_started(self, trained: Trained) -> None:
-        before = _children()
+        before = children()
         with self.open_student(trained) as predictor:
-            asyncio.run(_ask(predictor, example_requests(trained.lab.job.task)[:1]))
-        assert _children() <= before
+            asyncio.run(ask(predictor, example_requests(trained.lab.job.task)[:1]))
+        assert children() <= before
 
     def test_open_ends_what_it_started_after_an_error(self, trained: Trained) -> None:
-        before = _children()
+        before = children()
         with pytest.raises(KeyError), self.open_student(trained):
             raise KeyError("of the caller's own")
-        assert _children() <= before
+        assert children() <= before
 
     def test_a_damaged_student_is_refused(self, trained: Trained, tmp_path: Path) -> None:
         for name in trained.student.files:
@@ -378,7 +348,7 @@ class BackendContract:
         name = name.replace("/{folder}", str(tmp_path))
         into = lab.folder / "into"
         into.mkdir()
-        before = _ours(lab)
+        before = ours(lab)
         handle = JobHandle(self.backend.name, name, name, created_at=1.0)
         assert lab.backend.find(name) == []
         assert lab.backend.poll(handle, None).state == "lost"
@@ -389,7 +359,7 @@ class BackendContract:
         if not self.backend.capabilities.data_leaves_machine:
             with pytest.raises(Rejected):
                 lab.backend.submit(lab.job, lab.stage(), name)
-        assert {path: digest for path, digest in _ours(lab).items()
+        assert {path: digest for path, digest in ours(lab).items()
                 if not path.startswith(("workspace/", "into/"))} == before
 
     def test_a_secret_is_written_nowhere(self, trained: Trained) -> None:
@@ -401,35 +371,3 @@ class BackendContract:
         leaks = [path for path in trained.lab.folder.rglob("*")
                  if path.is_file() and CANARY.encode() in path.read_bytes()]
         assert leaks == []
-
-
-async def _ask(predictor: Predictor, requests: Sequence[Request]) -> tuple[list[Answer], list[Answer]]:
-    """The answers to `requests` in the largest batches, and one at a time."""
-    together: list[Answer] = []
-    for start in range(0, len(requests), predictor.max_batch):
-        together += await predictor.answer(requests[start:start + predictor.max_batch])
-    alone = [(await predictor.answer([request]))[0] for request in requests]
-    await predictor.aclose()
-    assert len(together) == len(requests)
-    return together, alone
-
-
-def _ours(lab: Lab) -> dict[str, str]:
-    """The lab's files by digest, without what its provider keeps."""
-    return {path: digest for path, digest in digest_tree(lab.folder).items()
-            if not path.startswith("provider/")}
-
-
-def _through_json(value: JSON) -> JSON:
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _children() -> set[int]:
-    """Ids of this process's children, Python's own resource tracker aside (Linux)."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"resource_tracker" not in (stat.parent / "cmdline").read_bytes():
-                found.add(int(stat.parent.name))
-    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,10 +27,33 @@ from distillctl.predictors.openai_chat import OpenAIPredictor
 from distillctl.prices import halved
 from distillctl.secrets import Secret
 from distillctl.store.ledger import Ledger
+from distillctl.testing.chat_server import Reply
 from distillctl.types import Request
 
 PROGRAM = __file__
 RUN = "recipe/run"
+PROVIDERS = ("openai", "anthropic")
+
+
+def number(asked) -> int:
+    return int(asked.prompt.rpartition(" ")[2])
+
+
+def echo(asked) -> Reply:
+    return Reply(f"answer {number(asked)}")
+
+
+def spent(folder: Path):
+    with Ledger(folder / "ledger.db") as ledger:
+        return ledger.spent(RUN)
+
+
+def outputs(collected) -> list[str | None]:
+    return [answer.output for answer in collected.answers]
+
+
+def right(count: int) -> list[str]:
+    return [f"answer {n}" for n in range(count)]
 
 
 class Clock:
@@ -71,6 +95,13 @@ def collect_in_batches(provider: str, url: str, folder: Path, requests: list[Req
             service, requests, ledger=ledger, run=RUN, clock=clock, sleep=clock.sleep,
             options=BatchOptions(folder / "batches", lambda: Budget.of(ledger, RUN, max_usd), **options),
             on_event=(events if events is not None else []).append)
+
+
+def collecting_at(provider: str, url: str, folder: Path) -> Callable[..., Collected]:
+    """One collection of so many prompts; what it takes beyond its defaults is `collect_in_batches`'s."""
+    def collect(count: int, **options) -> Collected:
+        return collect_in_batches(provider, url, folder, prompts(count), **options)
+    return collect
 
 
 def _collect_in_child(folder: Path, given: list) -> None:

@@ -6,11 +6,14 @@ import hashlib
 import json
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distillctl.sandbox import part
 from distillctl.sandbox.hf_jobs import HfJobsPart
+from distillctl.sandbox.server import Sandbox
 from distillctl.store.files import digest_file
 
 REPO = "distillctl-data"
@@ -20,6 +23,14 @@ def weights() -> bytes:
     """A sound safetensors file of one number."""
     header = json.dumps({"one": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     return struct.pack("<Q", len(header)) + header + struct.pack("<f", 1.0)
+
+
+@contextmanager
+def delivering(folder: Path) -> Iterator[Sandbox]:
+    """The service, keeping its state in `folder`; its jobs deliver at once."""
+    with Sandbox(part("hf-jobs"), folder, speed=None) as sandbox:
+        sandbox.part.container = Delivery(sandbox.part)
+        yield sandbox
 
 
 class Delivery:

@@ -39,13 +39,14 @@ from distillctl.errors import BackendError, Problem, StudentError
 from distillctl.recipe.models import EvaluateSpec, Strict
 from distillctl.store.files import write_json
 from distillctl.task import Task
+from distillctl.testing.outage import Outages
 from distillctl.types import Answer
 
 PAGE = 100
 STORY = ("queued", "running", "running", "succeeded")
 
 
-class Provider:
+class Provider(Outages):
     """The service. Use as a context manager; `url` is where it answers."""
 
     refusal = "this model cannot be tuned"
@@ -58,7 +59,6 @@ class Provider:
         self.cancels: list[str] = []
         self.serving: set[str] = set()
         self.faults: list[str] = []
-        self.down = False
         self.hidden_listings = 0  # how many listings do not show the newest job yet
         self.cost = 1.25
         self.seen_keys: set[str] = set()
@@ -85,14 +85,6 @@ class Provider:
 
     def break_next_create(self, how: str) -> None:
         self.faults.append(how)
-
-    @contextmanager
-    def outage(self) -> Iterator[None]:
-        self.down = True
-        try:
-            yield
-        finally:
-            self.down = False
 
     def say(self, job_id: str, word: str) -> None:
         self._job(job_id)["word"] = word
@@ -344,3 +336,15 @@ class Constant:
         return [Answer(self._answer, model="constant") for _ in requests]
 
     async def aclose(self) -> None: ...
+
+
+class AtLoopback:
+    """The contract suite's hooks for a backend that talks to a `Provider`."""
+
+    @classmethod
+    def make_provider(cls, folder: Path) -> Provider:
+        return Provider()
+
+    @classmethod
+    def settings(cls, provider: Provider) -> dict[str, str]:
+        return {"url": provider.url}
