@@ -8,8 +8,12 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from distillctl.backend import TrainJob
 
 _real_connect = socket.socket.connect
 
@@ -48,3 +52,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(Path(__file__).parents[1] / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    """A small job, as a hosted backend gets it."""
+    from distillctl.recipe.models import TrainSpec
+    from distillctl.testing.examples import example_job
+
+    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))

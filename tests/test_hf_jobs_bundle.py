@@ -7,13 +7,6 @@ import pytest
 from distillctl_hf_jobs import bundle
 
 from distillctl.errors import BackendError
-from distillctl.recipe.models import TrainSpec
-from distillctl.testing.examples import example_job
-
-
-@pytest.fixture
-def job(tmp_path):
-    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))
 
 
 def test_a_student_that_is_a_folder_goes_along(tmp_path, job):

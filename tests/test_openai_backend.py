@@ -23,7 +23,6 @@ from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.openai import OpenAIPart
 from distillctl.sandbox.server import Sandbox
-from distillctl.testing.examples import example_job
 
 MODEL = "gpt-4.1-mini-2025-04-14"
 KEY = "a-key-0123456789"
@@ -33,11 +32,6 @@ KEY = "a-key-0123456789"
 def sandbox(tmp_path):
     with Sandbox(part("openai"), tmp_path / "provider", tuner="nearest", speed=None) as sandbox:
         yield sandbox
-
-
-@pytest.fixture
-def job(tmp_path):
-    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))
 
 
 def env(tmp_path, key=KEY, at=None, offline=False):

@@ -23,7 +23,7 @@ from distillctl.sandbox import part
 from distillctl.sandbox.faults import Fault
 from distillctl.sandbox.server import Sandbox
 from distillctl.sandbox.together import TogetherPart
-from distillctl.testing.examples import example_job, example_requests
+from distillctl.testing.examples import example_requests
 
 MODEL = "Qwen/Qwen3-0.6B"
 KEY = "a-key-0123456789"
@@ -33,11 +33,6 @@ KEY = "a-key-0123456789"
 def sandbox(tmp_path):
     with Sandbox(part("together"), tmp_path / "provider", tuner="nearest", speed=None) as sandbox:
         yield sandbox
-
-
-@pytest.fixture
-def job(tmp_path):
-    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))
 
 
 @pytest.fixture

@@ -14,18 +14,12 @@ from distillctl.backend import Unreachable
 from distillctl.jobs import new_token
 from distillctl.recipe.models import LoraSpec, TrainSpec
 from distillctl.sandbox.vertex import VertexPart
-from distillctl.testing.examples import example_job
 
 
 @pytest.fixture
 def sandbox(tmp_path):
     with rehearsal(tmp_path) as sandbox:
         yield sandbox
-
-
-@pytest.fixture
-def job(tmp_path):
-    return example_job(tmp_path, "classification", "smollm2-135m", TrainSpec(epochs=3))
 
 
 def offline(tmp_path, job, at=None, **more):

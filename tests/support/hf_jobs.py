@@ -11,12 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distillctl_hf_jobs.backend import HfJobsBackend
+from distillctl_hf_jobs.settings import HfJobsSettings
+from support.backends import to_end
+
+from distillctl.backend import BackendEnv
+from distillctl.jobs import new_token
 from distillctl.sandbox import part
 from distillctl.sandbox.hf_jobs import HfJobsPart
+from distillctl.sandbox.hf_jobs_hub import HubRoutes
 from distillctl.sandbox.server import Sandbox
+from distillctl.sandbox.wire import fingerprint
 from distillctl.store.files import digest_file
 
 REPO = "distillctl-data"
+KEY = "hf_canary_0123456789"
+USER = HubRoutes.user(fingerprint(KEY))
 
 
 def weights() -> bytes:
@@ -70,3 +80,21 @@ class Delivery:
         self.part.store.put("repo", f"{kind}/{repo}", {
             "kind": kind, "id": repo, "private": private,
             "commits": [{"oid": oid, "title": "", "files": kept}]})
+
+
+def env(tmp_path, key=KEY, offline=False):
+    return BackendEnv(tmp_path / "workspace", lambda name: key, time.time, offline)
+
+
+def settings(sandbox, **more):
+    return HfJobsSettings(**{"base_url": sandbox.url, **more})
+
+
+def backend(sandbox, tmp_path, key=KEY, **more):
+    return HfJobsBackend(settings(sandbox, **more), env(tmp_path, key))
+
+
+def trained(backend, job):
+    handle = backend.submit(job, backend.stage(job), new_token())
+    assert to_end(backend, handle).state == "succeeded"
+    return handle
