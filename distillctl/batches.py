@@ -34,7 +34,7 @@ from distillctl.collect import (
 from distillctl.desk import Desk, OnEvent
 from distillctl.errors import BackendError, Problem, TeacherError
 from distillctl.jobs import JOB_PATIENCE_S, new_token
-from distillctl.predictors.batch import BOOKS, NAMES, REQUEST_TIMEOUT, BatchJob, BatchService, max_cost
+from distillctl.predictors.batch import BOOKS, NAMES, REQUEST_TIMEOUT, BatchJob, BatchService
 from distillctl.sdk_calls import Gone
 from distillctl.store.files import digest_json, read_jsonl, write_jsonl
 from distillctl.store.ledger import JobRow, Ledger, answer_key
@@ -206,7 +206,7 @@ class _Collection:
         chosen: dict[str, Request] = {}
         size, usd = 0, 0.0
         for key, request in owed.items():
-            cost = max_cost(self._service, request)
+            cost = self._service.max_cost(request)
             if cost is None:
                 raise unknown_price("teacher")
             size += self._service.size(id_of(key), request)
@@ -230,7 +230,7 @@ class _Collection:
                 file.delete(self._options.folder)
 
     def _at_most(self, file: BatchFile) -> float:
-        return sum(max_cost(self._service, request) or 0.0 for request in file.requests.values())
+        return sum(self._service.max_cost(request) or 0.0 for request in file.requests.values())
 
     # --- and back ---
 
@@ -309,8 +309,7 @@ class _Collection:
         return sum(answer.cost_usd or 0.0 for _, _, answer in answers)
 
     def _book_unknown(self, row: JobRow, key: str, request: Request) -> None:
-        self._ledger.record_spend(row.run, BOOKS, f"{key}#{row.token}", None,
-                                  max_cost(self._service, request))
+        self._ledger.record_spend(row.run, BOOKS, f"{key}#{row.token}", None, self._service.max_cost(request))
 
     def _book_failures(self, row: JobRow, file: BatchFile, failures: dict[str, CallFailed],
                        answered: bool) -> None:

@@ -126,6 +126,17 @@ def prompt_tokens_at_most(messages: Sequence[Message]) -> int:
     return sum(len(message["content"].encode("utf-8", "replace")) // 2 + 16 for message in messages)
 
 
+class PaidByToken:
+    """What is billed by the token. price: None where it is not known. max_tokens: of an answer."""
+
+    price: PricePoint | None
+    max_tokens: int
+
+    def max_cost(self, request: Request) -> float | None:
+        """The most that one answer can cost, US dollars; None where no price is known."""
+        return self.price and self.price.cost(prompt_tokens_at_most(request.messages), self.max_tokens)
+
+
 def estimate(requests: Iterable[Request], price: PricePoint | None, max_tokens: int) -> Estimate:
     """What `requests` cost at most, each answered with `max_tokens` tokens."""
     calls = tokens = 0

@@ -22,7 +22,7 @@ from distillctl.predictors.http import (
     unusable,
 )
 from distillctl.predictors.openai_chat import label_logprobs
-from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.prices import PaidByToken, PricePoint
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
 from distillctl_vertex.client import genai_client
 from distillctl_vertex.data import conversation
@@ -35,7 +35,7 @@ _ALTERNATIVES = 20  # the most that `logprobs` allows
 _FILTERED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"}
 
 
-class GeminiPredictor:
+class GeminiPredictor(PaidByToken):
     """Answers one request by one generateContent.
 
     model: a tuned model's endpoint, or a base model by name; base: the base model's name. location: the
@@ -61,10 +61,6 @@ class GeminiPredictor:
         self._parameters = _parameters(base, max_tokens, json_schema, self._labels)
         self._client: Any = None
         self._http: Any = None
-
-    def max_cost(self, request: Request) -> float | None:
-        """The most that one answer can cost, US dollars; None where no price is known."""
-        return self.price and self.price.cost(prompt_tokens_at_most(request.messages), self.max_tokens)
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         (request,) = requests

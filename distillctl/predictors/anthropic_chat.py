@@ -18,7 +18,7 @@ from distillctl.predictors.http import (
     token_count,
     unusable,
 )
-from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.prices import PaidByToken, PricePoint
 from distillctl.recipe.provider_schema import for_anthropic
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
@@ -30,7 +30,7 @@ _FINISH: dict[JSON, Finish] = {
     "model_context_window_exceeded": "length", "refusal": "refusal"}
 
 
-class AnthropicPredictor:
+class AnthropicPredictor(PaidByToken):
     """Answers one request by one message. The arguments are those of `OpenAIPredictor`.
 
     System turns become the `system` parameter. The API has no seed, and since version 2026-10-21 no
@@ -55,10 +55,6 @@ class AnthropicPredictor:
         self._client: Any = None
         self._temperature = temperature
         self.extra_headers = {} if temperature is None else {"anthropic-version": _WITH_TEMPERATURE}
-
-    def max_cost(self, request: Request) -> float | None:
-        """The most that one answer can cost, US dollars; None where no price is known."""
-        return self.price and self.price.cost(prompt_tokens_at_most(request.messages), self.max_tokens)
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         import anthropic

@@ -19,7 +19,7 @@ from distillctl.backend import Capabilities, JobEvent, JobHandle, JobService, Jo
 from distillctl.errors import Problem
 from distillctl.hosted import Failed, fingerprint, unreachable
 from distillctl.predictors.http import Refused, failure, header_value, refusal
-from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.prices import PaidByToken, PricePoint
 from distillctl.sdk_calls import Calls, is_name
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Request
@@ -58,6 +58,10 @@ class BatchService(JobService, Protocol):
         """Bytes that a request takes in a batch."""
         ...
 
+    def max_cost(self, request: Request) -> float | None:
+        """The most that one answer can cost, US dollars; None where no price is known."""
+        ...
+
     def download(self, handle: JobHandle, into: Path) -> None:
         """Write the results of a batch that has ended, as the provider's JSON lines, to the file `into`.
         Raises Unreachable, Gone, BackendError."""
@@ -73,7 +77,7 @@ class BatchService(JobService, Protocol):
         ...
 
 
-class Batches(ABC):
+class Batches(PaidByToken, ABC):
     """What the services of this project share: the account, and what is asked about one batch.
 
     predictor: says what is asked and reads the answers. price: of a request in a batch.
@@ -164,11 +168,6 @@ def snapshot(state: JobState, word: str, done: int, failed: int, total: int, mes
     event = JobEvent(f"{word} {done} {failed}", time.time(), f"{word}: {message}" if message else word,
                      data={"done": done + failed, "total": total})
     return Snapshot(state, word, message, (event,))
-
-
-def max_cost(service: BatchService, request: Request) -> float | None:
-    """The most that one answer can cost, US dollars; None where no price is known."""
-    return service.price and service.price.cost(prompt_tokens_at_most(request.messages), service.max_tokens)
 
 
 def errored(status: int, body: JSON, key_name: str | None) -> Outcome:

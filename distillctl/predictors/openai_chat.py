@@ -24,7 +24,7 @@ from distillctl.predictors.http import (
     token_count,
     unusable,
 )
-from distillctl.prices import PricePoint, prompt_tokens_at_most
+from distillctl.prices import PaidByToken, PricePoint
 from distillctl.recipe.provider_schema import openai_strict
 from distillctl.secrets import Secret
 from distillctl.types import JSON, Answer, CallFailed, Finish, Request
@@ -36,7 +36,7 @@ _FILTERED = {"content_filter", "refusal"}
 _ALTERNATIVES = 20  # the most that top_logprobs allows
 
 
-class OpenAIPredictor:
+class OpenAIPredictor(PaidByToken):
     """Answers one request by one chat completion.
 
     model: as the server calls it. base_url: None for OpenAI. api_key: None for a server without one.
@@ -66,10 +66,6 @@ class OpenAIPredictor:
         # OpenAI's newer models refuse `max_tokens`, most other servers know nothing else
         self._limit_name = "max_completion_tokens" if base_url is None else "max_tokens"
         self._parameters = _parameters(model, temperature, seed, json_schema, self._labels)
-
-    def max_cost(self, request: Request) -> float | None:
-        """The most that one answer can cost, US dollars; None where no price is known."""
-        return self.price and self.price.cost(prompt_tokens_at_most(request.messages), self.max_tokens)
 
     async def answer(self, requests: Sequence[Request]) -> list[Answer]:
         import openai
