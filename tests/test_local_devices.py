@@ -15,16 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from distillctl_local import devices, preflight, process
-from distillctl_local.division import divide
+from distillctl_local import devices, preflight, process, shard
+from distillctl_local.division import divide, in_step
 from distillctl_local.losses import next_token
 from distillctl_local.prefix import accumulate
+from distillctl_local.preflight import Memory, linear_parameters
+from distillctl_local.safety import WEIGHTS
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import share_prefixes
 from safetensors.torch import load_file
 from support.tiny_models import save_tiny_model
-from test_local_training_job import Desk
+from test_local_training_job import Desk, kill_at
 from test_local_training_prefix import adapted, assert_same, gradients, make_rows
+from test_local_training_preflight import SMOLLM2
 
 from distillctl.recipe.models import TrainSpec
 from distillctl.store.files import digest_tree
@@ -132,6 +135,11 @@ def told(desk: Desk, what: str) -> list[float]:
     return [event.data[what] for snapshot in desk.seen for event in snapshot.events if what in event.data]
 
 
+def weights(folder: Path) -> torch.Tensor:
+    """All numbers of an adapter."""
+    return torch.cat([part.flatten() for _, part in sorted(load_file(folder / WEIGHTS).items())])
+
+
 @pytest.fixture(scope="module")
 def ended(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Desk]:
     """The same job, trained on one device and on two."""
@@ -157,9 +165,7 @@ class TestTwoTrainAsOne:
         assert any("on 2 × cpu" in message for message in ended[2].events())
 
     def test_to_the_same_adapter(self, ended: dict[int, Desk]) -> None:
-        adapters = (load_file(desk.jobs_folder() / "result" / "adapter_model.safetensors")
-                    for desk in ended.values())
-        one, two = (torch.cat([part.flatten() for _, part in sorted(found.items())]) for found in adapters)
+        one, two = (weights(desk.jobs_folder() / "result") for desk in ended.values())
         assert_same(two, one)
 
     def test_and_one_of_them_tells_and_writes(self, ended: dict[int, Desk]) -> None:
@@ -227,6 +233,20 @@ def test_a_mistake_that_all_ranks_find_is_told_once_and_not_tried_again(tmp_path
     assert process.restarts(desk.jobs_folder()) == 0
 
 
+def two_ranks(program: str, *arguments: str) -> list[list[str]]:
+    """Run a program as two ranks; what each said, in a line "said|...|..."."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}
+    ranks = [subprocess.Popen([sys.executable, "-c", program, str(number), *arguments],
+                              stdout=subprocess.PIPE, text=True, env=environment) for number in (0, 1)]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    return [line.split("|")[1:] for output in outputs for line in output.splitlines()
+            if line.startswith("said|")]
+
+
 _FULL = '''
 """One of two ranks: RANK, and the tokens for which the second one has room."""
 import sys, torch
@@ -278,14 +298,88 @@ print("said", *said, sep="|")
 def test_where_one_rank_has_no_room_all_compute_less_at_once_or_all_end(
         room: int, wanted: list[str], tmp_path: Path) -> None:
     """With torch's own error, raised on one rank where a GPU without room would raise it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [subprocess.Popen([sys.executable, "-c", _FULL, str(number), str(room), str(tmp_path)],
-                              stdout=subprocess.PIPE, text=True, env=environment) for number in (0, 1)]
-    outputs = [rank.communicate()[0] for rank in ranks]
-    said = [line.split("|")[1:] for output in outputs for line in output.splitlines()
-            if line.startswith("said|")]
+    said = two_ranks(_FULL, str(room), str(tmp_path))
     assert [[part.split(": ")[1].split(", ")[0] for part in parts] for parts in said] == [wanted, wanted]
+
+
+_SHARDED = '''
+"""One of two ranks: how far its gradients are from those with the whole base, and what part of it it held."""
+import sys, torch
+from distillctl_local import lora
+from distillctl_local.division import in_step
+from distillctl_local.losses import next_token
+from distillctl_local.prefix import accumulate, run
+from distillctl_local.ranks import Ranks
+from distillctl_local.shard import shard
+from distillctl_local.sharing import share_prefixes
+from test_local_training_prefix import adapted, gradients, make_rows
+
+number = int(sys.argv[1])
+ranks = Ranks(number, 2, {"RANK": str(number), "WORLD_SIZE": "2"})
+ranks.meet("cpu")
+kinds = share_prefixes(make_rows(12, kinds=2), 12)
+whole = make_rows(3, seed=9)
+said = []
+for family in ("llama", "qwen3", "gemma2", "phi3"):
+    for rows in (kinds, whole, kinds + whole[:1]):
+        wrapped, model = adapted(family)
+        lora.fuse(wrapped)
+        accumulate(model, rows, 60, next_token)
+        wanted = gradients(wrapped)
+        shard(model, "cpu", ranks)
+        held = sum(p.to_local().numel() for p in model.parameters() if hasattr(p, "to_local"))
+        of = sum(p.numel() for p in model.parameters() if hasattr(p, "to_local"))
+        for _ in range(2):
+            run(model, in_step(rows, 2, 60)[number], next_token, sum(len(row.completion) for row in rows))
+            ranks.add_gradients([p for p in wrapped.parameters() if p.requires_grad])
+            off = (gradients(wrapped) - wanted).norm() / wanted.norm()
+            said.append(f"{off.item():.1e} {held / of:.2f}")
+print("said", *said, sep="|")
+'''
+
+
+class TestADividedBase:
+    def test_gives_the_gradients_of_the_whole_one(self) -> None:
+        said = two_ranks(_SHARDED)
+        assert [len(parts) for parts in said] == [24, 24]
+        found = [tuple(map(float, part.split())) for parts in said for part in parts]
+        assert max(off for off, _ in found) < 1e-5
+        assert {held for _, held in found} == {0.5}
+
+    def test_gives_the_adapter_of_the_whole_one_also_to_a_job_that_was_killed(
+            self, tmp_path: Path, model: str, ended: dict[int, Desk],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+        desk = Desk(tmp_path, model, TRAIN, devices=2, threads=2, shard=True)
+        kill_at(monkeypatch, "after-checkpoint:1")
+        handle = desk.submit()
+        while process.is_alive(desk.jobs_folder()):
+            time.sleep(0.05)
+        kill_at(monkeypatch, "nowhere")
+        assert desk.until(handle).state == "succeeded", desk.events()
+        assert process.restarts(desk.jobs_folder()) == 1
+        assert told(desk, "loss") == pytest.approx(told(ended[1], "loss"), rel=1e-5)
+        last = ended[1].jobs_folder() / "checkpoints" / "checkpoint-6"  # its result is the best epoch's
+        assert_same(weights(desk.jobs_folder() / "result"), weights(last))
+
+    def test_is_computed_in_equally_many_passes_by_every_device(self) -> None:
+        rows = [*share_prefixes(make_rows(13, kinds=2), 13), *make_rows(1, seed=9)]
+        plans = in_step(rows, 3, 60)
+        shapes = [[(kind.prefix, len(kind.batches)) for kind in plan] for plan in plans]
+        assert shapes[0] == shapes[1] == shapes[2]
+        counted = [row for plan in plans for kind in plan for batch in kind.batches if batch.counts
+                   for row in batch.rows]
+        assert sorted(row.ids for row in counted) == sorted(row.ids for row in rows)
+
+    def test_needs_less_memory_on_each_device(self) -> None:
+        facts = replace(SMOLLM2, parameters=4 * SMOLLM2.parameters, layers=120)
+        whole, half = (Memory(facts, TRAIN, 2, parts=parts).kept(0) for parts in (1, 2))
+        assert whole - half == pytest.approx(2 * linear_parameters(facts) * (1 / 2 - 2 / 120))
+
+    @pytest.mark.parametrize(("settings", "train", "why"), [
+        ({"devices": 1}, {}, "one device"), ({}, {"lora": None}, "every weight"),
+        ({"bits": 4}, {}, "quantised"), ({"keep": "best"}, {}, "dev split"),
+        ({"patience": 1}, {}, "dev split")])
+    def test_is_refused_where_there_is_none(self, settings: dict, train: dict, why: str) -> None:
+        asked = LocalSettings(**{"shard": True, "devices": 2, **settings})
+        (problem,) = shard.problems(asked, TrainSpec(**train))
+        assert (why in problem.what, problem.field) == (True, "backends.local.shard")

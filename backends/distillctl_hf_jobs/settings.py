@@ -55,8 +55,9 @@ class HfJobsSettings(Strict):
         if trainer.engine == "unsloth" or trainer.report_to:
             raise PydanticCustomError("trainer", "engine: unsloth and report_to are for backend: local; the "
                                                  "job has neither Unsloth nor keys of trackers")
-        if trainer.devices > 1:
-            raise PydanticCustomError("trainer", "devices is for backend: local; the job trains on one GPU")
+        if trainer.devices > 1 or trainer.shard:
+            raise PydanticCustomError("trainer", "devices and shard are for backend: local; the job trains "
+                                                 "on one GPU")
         return trainer
 
     @property

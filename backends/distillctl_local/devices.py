@@ -43,6 +43,8 @@ def warnings(settings: LocalSettings, train: TrainSpec) -> list[str]:
 
 def in_words(settings: LocalSettings) -> str:
     """What trains: "the GPU", "4 GPUs", "the processor"."""
-    if on_gpu(settings):
-        return "the GPU" if settings.devices == 1 else f"{settings.devices} GPUs"
-    return "the processor" if settings.devices == 1 else f"the processor in {settings.devices} processes"
+    if settings.devices == 1:
+        return "the GPU" if on_gpu(settings) else "the processor"
+    many = (f"{settings.devices} GPUs" if on_gpu(settings)
+            else f"the processor in {settings.devices} processes")
+    return f"{many}, the base divided among them" if settings.shard else many

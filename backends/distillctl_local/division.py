@@ -1,10 +1,65 @@
-"""Which rows of an optimiser step each device computes. Needs no torch."""
+"""Which rows of an optimiser step each device computes, and in which passes. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 from distillctl_local.data import Row
+
+
+class Batch(NamedTuple):
+    """Rows that are computed at once. counts: whether they are part of the step, else their pass is made for
+    the others' sake."""
+
+    rows: list[Row]
+    counts: bool = True
+
+
+class Kind(NamedTuple):
+    """Rows with the same prefix, in the batches in which they are computed; no prefix: whole rows."""
+
+    prefix: list[int]
+    batches: list[Batch]
+
+
+def passes(rows: Sequence[Row], micro_tokens: int) -> list[Kind]:
+    """A device's rows kind by kind, in batches of at most `micro_tokens` tokens beside the prefix."""
+    return [Kind(prefix, list(map(Batch, _micro_batches(kind, micro_tokens))))
+            for prefix, kind in _kinds(rows)]
+
+
+def in_step(rows: Sequence[Row], devices: int, micro_tokens: int) -> list[list[Kind]]:
+    """The passes of each device, equally many and in the same order, for devices that must compute each layer
+    together. One that has fewer rows of a kind repeats a row that does not count."""
+    plans: list[list[Kind]] = [[] for _ in range(devices)]
+    for prefix, kind in _kinds(rows):
+        parts = [list(_micro_batches(part, micro_tokens)) if part else [] for part in divide(kind, devices)]
+        most = max(map(len, parts))
+        idle = Batch([min(kind, key=lambda row: row.rest)], counts=False)
+        for plan, part in zip(plans, parts, strict=True):
+            plan.append(Kind(prefix, [*map(Batch, part), *[idle] * (most - len(part))]))
+    return plans
+
+
+def _kinds(rows: Sequence[Row]) -> Iterator[tuple[list[int], list[Row]]]:
+    ordered = sorted(rows, key=lambda row: row.ids[:row.prefix])
+    for prefix, kind in groupby(ordered, key=lambda row: row.ids[:row.prefix]):
+        yield prefix, list(kind)
+
+
+def _micro_batches(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
+    """Rows by length, in batches of at most `micro_tokens` tokens; a longer row is a batch of its own."""
+    batch: list[Row] = []
+    size = 0
+    for row in sorted(rows, key=lambda row: row.rest):
+        if batch and size + row.rest > micro_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row.rest
+    yield batch
 
 
 def divide(rows: Sequence[Row], devices: int) -> list[list[Row]]:

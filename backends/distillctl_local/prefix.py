@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local.attention import attention_is
 from distillctl_local.data import Row
+from distillctl_local.division import Batch, Kind, passes
 from distillctl_local.losses import Loss
 
 NAME = "distillctl_shared_prefix"
@@ -132,53 +132,58 @@ def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, l
     supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
     """
     total = supervised or sum(len(row.completion) for row in rows)
+    return run(model, passes(rows, micro_tokens), loss, total)
+
+
+def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int) -> float:
+    """As `accumulate`, with the passes already laid out."""
     found = 0.0
-    by_prefix = sorted(rows, key=lambda row: row.ids[:row.prefix])
-    for prefix, group in groupby(by_prefix, key=lambda row: row.ids[:row.prefix]):
-        kind = list(group)
-        parts = (_shared_parts(model, prefix, kind, micro_tokens) if prefix
-                 else _whole_parts(model, kind, micro_tokens))
+    for kind in kinds:
+        parts = (_shared_parts(model, kind.prefix, kind.batches) if kind.prefix
+                 else _whole_parts(model, kind.batches))
         for hidden, batch in parts:
-            part = loss(_logits(model, hidden), batch) / total
+            part = loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
             part.backward()
             found += part.item()
     return found
 
 
-Parts = Iterator[tuple[torch.Tensor, list[Row]]]
-"""Micro-batches as they are asked for: the hidden states that predict their supervised tokens, and their
-rows. The consumer runs each one's backward before it asks for the next."""
+Parts = Iterator[tuple[torch.Tensor, Batch]]
+"""Micro-batches as they are asked for, with the hidden states that predict their supervised tokens.
+The consumer runs each one's backward before it asks for the next."""
 
 
-def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], rows: Sequence[Row],
-                  micro_tokens: int) -> Parts:
+def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], batches: Sequence[Batch]) -> Parts:
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     ids = torch.tensor([prefix], device=model.device)
     cache = DynamicCache(config=model.config)
     with attention_is(model, "eager"), _last_mlp_at(model, []):
-        _backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
+        backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     states = [(layer.keys, layer.values) for layer in cache.layers]
     leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
-    for batch in _micro_batches(rows, micro_tokens):
-        yield _rest(model, batch, leaves), batch
+    for batch in batches:
+        yield _rest(model, batch.rows, leaves), batch
+    last = backbone(model).layers[-1]
+    if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
+        last.unshard()
     torch.autograd.backward([part for pair in states for part in pair],
                             [part.grad for pair in leaves for part in pair])
 
 
-def _whole_parts(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int) -> Parts:
+def _whole_parts(model: PreTrainedModel, batches: Sequence[Batch]) -> Parts:
     """Whole rows, right-padded."""
-    for batch in _micro_batches(rows, micro_tokens):
-        width = max(row.rest for row in batch)
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
+    for batch in batches:
+        width = max(row.rest for row in batch.rows)
+        ids = torch.zeros(len(batch.rows), width, dtype=torch.long)
+        mask = torch.zeros(len(batch.rows), width, dtype=torch.long)
         places: list[int] = []
-        for number, row in enumerate(batch):
+        for number, row in enumerate(batch.rows):
             ids[number, :row.rest] = torch.tensor(row.ids[:-1])
             mask[number, :row.rest] = 1
             end = number * width + row.rest
             places += range(end - len(row.completion), end)
-        hidden = _backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+        hidden = backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                                   use_cache=False).last_hidden_state
         yield hidden.flatten(0, 1)[places], batch
 
@@ -197,7 +202,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
         end += len(rest)
         places += range(end - len(row.completion), end)
     with attention_is(model, NAME), _last_mlp_at(model, places):
-        hidden = _backbone(model)(
+        hidden = backbone(model)(
             input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
             attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     return hidden[0, places]
@@ -207,7 +212,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
 def _last_mlp_at(model: PreTrainedModel, places: Sequence[int]) -> Iterator[None]:
     """Compute the last layer's feed-forward part at `places` of the stream alone: elsewhere nobody reads
     what comes out. A thirtieth of the time of a model of thirty layers."""
-    mlp = getattr(_backbone(model).layers[-1], "mlp", None)
+    mlp = getattr(backbone(model).layers[-1], "mlp", None)
     if mlp is None:
         yield
         return
@@ -254,18 +259,6 @@ def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) ->
         start += size
 
 
-def _micro_batches(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, in batches of at most `micro_tokens` tokens; a longer row is a batch of its own."""
-    batch: list[Row] = []
-    size = 0
-    for row in sorted(rows, key=lambda row: row.rest):
-        if batch and size + row.rest > micro_tokens:
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += row.rest
-    yield batch
-
-
-def _backbone(model: PreTrainedModel) -> torch.nn.Module:
+def backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its output head."""
     return getattr(model, model.base_model_prefix)

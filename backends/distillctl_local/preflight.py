@@ -14,8 +14,8 @@ The 16·h without c are the norms, in fp32. Attention on a GPU keeps nothing a p
 checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·L·h·c + T·(16·h·c +
 16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. Where every weight is trained,
 16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
-made beside the one that it is added to, once for the input and once for the head. A test holds measured
-peaks against it.
+made beside the one that it is added to, once for the input and once for the head. Where D devices divide the
+base, N·b is times 1/D + 2/L. A test holds measured peaks against it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from distillctl.backend import BackendEnv, Preflight, TrainJob
 from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
-from distillctl_local import devices, engines, full, models, tracking, unsloth_engine
+from distillctl_local import devices, engines, full, models, shard, tracking, unsloth_engine
 from distillctl_local.data import Row
 from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, memory_available
 from distillctl_local.models import ModelFacts
@@ -65,7 +65,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     problems = tracking.problems(settings.report_to, offline=env.offline) + devices.problems(settings)
     if receivers := tracking.hosts(settings.report_to):
         notes.append(f"the training curve and the settings go to {', '.join(receivers)}")
-    problems += full.problems(job.train, settings)
+    problems += full.problems(job.train, settings) + shard.problems(settings, job.train)
     warnings = devices.warnings(settings, job.train)
     warnings += [said] if (said := job.train.rate_warning) else []
     whole = job.train.lora is None
@@ -103,13 +103,18 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                     f"{devices.in_words(settings)} ({why}), {_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, 4 if whole else width,
-                    settings.bits or (4 if engine == "unsloth" else None))
+                    settings.bits or (4 if engine == "unsloth" else None),
+                    settings.devices if settings.shard else 1)
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
     needed *= 1 if on_gpu else settings.devices
     problems += _memory_problems(needed, model, on_gpu, whole, settings.devices)
     notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}"
                  + (" on each" if on_gpu and settings.devices > 1 else ""))
+    if settings.shard and on_gpu:
+        host = settings.devices * facts.parameters * width
+        notes.append(f"the processes load the base into the host's memory first, {host / 2**30:.1f} GiB")
+        problems += _memory_problems(host, model, False, whole, 1)
     if whole:
         notes.append(f"the student is {4 * facts.parameters / 2**30:.2f} GiB on disk, its checkpoints up to "
                      f"{_disk(facts, job.train, settings) / 2**30:.1f} GiB while it trains")
@@ -166,12 +171,14 @@ def adapter_parameters(facts: ModelFacts, rank: int) -> int:
 @dataclass(frozen=True)
 class Memory:
     """Bytes at the peak of training, by the formula above. width: bytes of a number of the base that is not
-    quantised, 4 where every weight is trained; bits: of its linear layers where it is."""
+    quantised, 4 where every weight is trained; bits: of its linear layers where it is; parts: how many
+    devices they are divided among."""
 
     facts: ModelFacts
     train: TrainSpec
     width: int
     bits: int | None = None
+    parts: int = 1
 
     def kept(self, tokens: float, pairs: float = 0) -> float:
         """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
@@ -198,6 +205,8 @@ class Memory:
             return 16 * facts.parameters + 8 * facts.vocab * facts.hidden_size
         linear = min(linear_parameters(facts), facts.parameters)
         weights = linear * {4: 0.53, 8: 1.0}.get(self.bits, self.width)
+        if self.parts > 1:  # two layers are whole: one that computes, one on its way
+            weights *= min(1.0, 1 / self.parts + 2 / facts.layers)
         weights += (facts.parameters - linear) * self.width
         return weights + 16 * adapter_parameters(facts, self.train.lora.rank)
 

@@ -22,6 +22,9 @@ class LocalSettings(Strict):
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that train together, or processes on a processor, which gain nothing there. A batch stays one
     optimiser step: each computes its share of the rows."""
+    shard: bool = False
+    """Divide the frozen base among the devices (FSDP), for a student that is too large for one; slower where
+    it is not. Each process loads it into the host's memory first."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the frozen base model; adapters are trained in fp32. auto: bf16 where the hardware computes in it,
     else fp32. With `train.lora: null`, of the matrix products alone: the weights are trained in fp32."""

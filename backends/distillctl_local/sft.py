@@ -10,9 +10,9 @@ from trl import SFTTrainer
 
 from distillctl.errors import BackendError, Problem
 from distillctl_local.data import Row
-from distillctl_local.division import divide
+from distillctl_local.division import divide, in_step
 from distillctl_local.losses import Loss
-from distillctl_local.prefix import accumulate
+from distillctl_local.prefix import accumulate, run
 from distillctl_local.ranks import Ranks
 from distillctl_local.result import plain_model
 
@@ -22,11 +22,12 @@ class SharedPrefixTrainer(SFTTrainer):
 
     Optimiser, schedule, clipping, checkpoints and logging stay TRL's. micro_tokens: most tokens computed
     at once; halved when the GPU's memory does not hold them, and `tell` says so. loss: see losses.py. ranks:
-    who shares the steps' rows.
+    who shares the steps' rows. sharded: they share the base's weights too (see shard.py).
     """
 
     def __init__(self, *args: Any, rows: Sequence[Row], micro_tokens: int, loss: Loss,
-                 tell: Callable[[str], None], ranks: Ranks | None = None, **kwargs: Any) -> None:
+                 tell: Callable[[str], None], ranks: Ranks | None = None, sharded: bool = False,
+                 **kwargs: Any) -> None:
         from datasets import Dataset
 
         # TRL takes tokenised rows as they are; what it needs not know travels by number.
@@ -38,6 +39,7 @@ class SharedPrefixTrainer(SFTTrainer):
         self._loss = loss
         self._tell = tell
         self._ranks = ranks or Ranks()
+        self._sharded = sharded
         self._ranks.same_weights(self._trained())
 
     def _pick(self, features: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -50,10 +52,15 @@ class SharedPrefixTrainer(SFTTrainer):
         model.train()
         base = plain_model(self.accelerator.unwrap_model(model))
         rows = inputs["rows"]
-        mine = divide(rows, self._ranks.count)[self._ranks.number]
         supervised = sum(len(row.completion) for row in rows)
         if self._ranks.count > 1:  # else dropout's masks are the same on all, and others after a restart
             torch.manual_seed(hash((self.args.seed, self.state.global_step, self._ranks.number)))
+        if self._sharded:  # without room: an error. The others wait in a layer, and are not to be told
+            mine = in_step(rows, self._ranks.count, self._micro_tokens)[self._ranks.number]
+            (loss,) = self._ranks.add(run(base, mine, self._loss, supervised))
+            self._ranks.add_gradients(self._trained())
+            return torch.tensor(loss, device=self.args.device)
+        mine = divide(rows, self._ranks.count)[self._ranks.number]
         while True:
             loss, full = 0.0, False
             try:

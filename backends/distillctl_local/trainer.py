@@ -26,7 +26,7 @@ from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_js
 from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
-from distillctl_local import devices, full, process
+from distillctl_local import devices, full, process, shard
 from distillctl_local.ranks import Ranks, join
 from distillctl_local.settings import LocalSettings
 
@@ -107,7 +107,7 @@ def train(folder: Path, events: Events, ranks: Ranks) -> None:
     if restarts := process.restarts(folder):
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
                     f"{restarts} of {settings.restarts}", "warning")
-    if found := devices.problems(settings):
+    if found := devices.problems(settings) + shard.problems(settings, spec):
         raise UsageError(*found)
     ranks.take_gpu()
     events.tell("loading the model")
@@ -147,7 +147,8 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     set_seed(spec.seed)
     tokenizer = load_tokenizer(job["model"], job["revision"])
     model = load_base(job["model"], job["revision"], dtype=torch.float32 if spec.lora is None else dtype,
-                      device=device, attention="eager", quantisation=quantisation(settings))
+                      device="cpu" if settings.shard else device, attention="eager",
+                      quantisation=quantisation(settings))
     facts = facts_of(model.config)
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
@@ -155,10 +156,13 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
     every = ", every weight trained in float32" if spec.lora is None else ""
     on = device if ranks.count == 1 else f"{ranks.count} × {device}"
+    on += ", the base divided among them," if settings.shard else ""
     events.tell(f"on {on} in {str(dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
     student = (train_all(model, dtype) if spec.lora is None
                else add_adapter(model, spec, rslora=settings.rslora))
     ranks.meet(device)
+    if settings.shard:
+        shard.shard(model, device, ranks)
     watch = Watch(folder, student, encoder, task, ranks) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
          ranks)
@@ -232,7 +236,8 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
     trainer = SharedPrefixTrainer(
         model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
         callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
-        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks)
+        micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks,
+        sharded=settings.shard)
     resume = ranks.as_first(last_checkpoint(folder) if ranks.first else None)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
