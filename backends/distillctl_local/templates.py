@@ -1,7 +1,7 @@
 """A model's chat template is a stranger's program: it runs in a sandbox, in a process of its own.
 
-That process (`distillctl_local.template_sandbox`) is given a bounded time and a bounded memory, an
-environment without a variable of ours, and may write no file; what it answers is bounded too.
+That process (`distillctl_local.template_sandbox`) is given a bounded time and a bounded memory, of our
+environment only where libraries lie, and may write no file; what it answers is bounded too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _rendered(template: str, variables: str, seconds: float) -> str:
         done = subprocess.run(
             [sys.executable, "-S", "-P", "-m", "distillctl_local.template_sandbox"], input=request.encode(),
             capture_output=True, timeout=seconds, check=False,
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # all it needs to find jinja2
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # where jinja2 is
+                 "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")})
     except subprocess.TimeoutExpired:
         raise TemplateRefused(f"it was not done after {seconds:g} seconds") from None
     try:
