@@ -137,7 +137,7 @@ def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None 
         raise UsageError(Problem("is there already, and is not written over", "--output", value=str(into),
                                  hint="name a new folder"))
     job = ExportJob(student, ctx.path("student"), ctx.task, ctx.recipe.evaluate, ctx.rundir.name, form,
-                    numbers or USUAL.get(form, "bf16"),
+                    numbers or _usual(student, form),
                     read_json(ctx.path("timings/student.json")).get("identity") or {})
     partial = into.with_name(f".{into.name}.partial")
     ctx.reporter.note(f"exporting {job.name} as {form}")
@@ -159,6 +159,11 @@ def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None 
         job.name, form, str(into), {file.name: file.stat().st_size for file in sorted(into.iterdir())},
         [note.replace("{folder}", shlex.quote(str(into.resolve()))) for note in made.notes],
         check(ctx, made, into, most_changed) if wanted else None)
+
+
+def _usual(student: StudentRef, form: Form) -> Numbers:
+    """How weights are stored where nobody says. A whole model's may have been trained in every bit."""
+    return "f32" if (student.kind, form) == ("model", "merged") else USUAL.get(form, "bf16")
 
 
 def find_exporter(student: StudentRef, folder: Path) -> Exporter:

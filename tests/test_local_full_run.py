@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from support.finished import whole_run
 from support.tiny_students import tiny_base
 
@@ -77,6 +78,14 @@ def test_every_other_form_answers_as_the_student_does(run: Context, tmp_path: Pa
     assert (done.exit_code, found["check"]["changed"], found["check"]["passed"]) == (0, 0, True)
 
 
+def test_merged_weights_keep_every_bit_unless_told(run: Context, tmp_path: Path) -> None:
+    call(run, "export", "--to", "merged", "-o", str(tmp_path / "out"), "--no-verify")
+    kept, written = (load_file(folder / "model.safetensors")
+                     for folder in (run.path("student"), tmp_path / "out"))
+    assert kept.keys() == written.keys()
+    assert all(written[name].equal(weight) for name, weight in kept.items())
+
+
 def test_an_adapter_is_refused_with_the_reason(run: Context, tmp_path: Path) -> None:
     with pytest.raises(StudentError, match="whole model and has no adapter"):
         call(run, "export", "--to", "adapter", "-o", str(tmp_path / "out"))
@@ -86,7 +95,7 @@ def test_an_adapter_is_refused_with_the_reason(run: Context, tmp_path: Path) -> 
 def test_the_vllm_line_serves_the_folder_itself(run: Context, tmp_path: Path) -> None:
     done = call(run, "export", "--to", "vllm", "-o", str(tmp_path / "out"), "--json")
     (line,) = json.loads(done.stdout)["notes"]
-    assert line.startswith(f"vllm serve {tmp_path}/out ") and "--enable-lora" not in line
+    assert line.startswith(f"vllm serve {tmp_path}/out --dtype float32 ") and "--enable-lora" not in line
 
 
 def test_plan_says_that_every_weight_is_trained(run: Context) -> None:

@@ -57,7 +57,7 @@ def _merged(job: ExportJob, into: Path) -> Exported:
     model.save_pretrained(into)
     encoder.tokenizer.save_pretrained(into)
     return Exported(("in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)",
-                     f"with vLLM: vllm serve {{folder}} --served-model-name {_served(job)}"),
+                     f"with vLLM: {_vllm_serve(job, job.numbers == 'f32')}"),
                     lambda folder: _open(job, folder, "model"), _student(job))
 
 
@@ -91,13 +91,20 @@ def _vllm(job: ExportJob, into: Path) -> Exported:
 
     _copy(job, into)
     if job.student.kind == "model":
-        return Exported((f"vllm serve {{folder}} --served-model-name {_served(job)}",),
+        from distillctl_local.predictor import is_stored_in_fp32
+
+        return Exported((_vllm_serve(job, is_stored_in_fp32(into)),),
                         lambda folder: _open(job, folder, "model"), _student(job))
     most = smallest_rank(json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"])
     # vLLM keeps prompts' beginnings by the adapter's name and path: another student needs another name
     return Exported((f"vllm serve {shlex.quote(source_of(job.student.model))} --enable-lora "
                      f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}}",),
                     lambda folder: _open(job, folder, "adapter"), _student(job))
+
+
+def _vllm_serve(job: ExportJob, fp32: bool) -> str:
+    """The command line for a whole model. vLLM would round weights in fp32 to 16 bits if it were not told."""
+    return f"vllm serve {{folder}}{' --dtype float32' if fp32 else ''} --served-model-name {_served(job)}"
 
 
 def _needs_adapter(job: ExportJob) -> None:

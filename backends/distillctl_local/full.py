@@ -15,6 +15,7 @@ def problems(train: TrainSpec, settings: LocalSettings, block: str = "backends.l
     found = {
         "rslora": (settings.rslora, "scales an adapter"),
         "lora_plus": (settings.lora_plus is not None, "is about the two halves of an adapter"),
+        "precision": (settings.precision == "bf16", "rounds away what every weight learns in small steps"),
         "bits": (settings.bits in (4, 8), "stores a base that does not change, and every weight is trained"),
         "engine": (settings.engine == "unsloth", "trains adapters here")}
     return [Problem(f"{why}: it does not go with `train.lora: null`", field=f"{block}.{name}",

@@ -20,7 +20,12 @@ from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
 from distillctl_local.hardware import choose
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
-from distillctl_local.safety import check_adapter, check_digests, check_student_model_folder
+from distillctl_local.safety import (
+    check_adapter,
+    check_digests,
+    check_student_model_folder,
+    read_header,
+)
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
@@ -146,8 +151,9 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
     """A predictor for a student on this machine, its memory freed at the end of the block.
 
     student: an adapter in `folder`, a whole model in `folder`, or (kind "model" without a path) a base
-    model by alias, Hub id or folder. device, precision, threads: as in `LocalSettings`; in bf16 an answer
-    may depend in its last digits on what else is in the batch. Raises StudentError, also for an adapter
+    model by alias, Hub id or folder. device, precision, threads: as in `LocalSettings`, but for a whole model
+    that is stored in fp32: it answers in fp32. In bf16 an answer may depend in its last digits on what else
+    is in the batch. Raises StudentError, also for an adapter
     that is unsafe, damaged, made for another base or without effect.
     """
     import torch
@@ -160,7 +166,7 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
     try:
         device, dtype = _chosen(LocalSettings(device=device, precision=precision))
         model, encoder, identity = load_student(student, folder, dtype=dtype, device=device)
-        if dtype is torch.bfloat16:
+        if model.dtype is torch.bfloat16:
             from distillctl_local.precision import multiply_in_bf16
 
             multiply_in_bf16(model)
@@ -191,10 +197,18 @@ def _chosen(settings: LocalSettings) -> tuple[str, torch.dtype]:
     return choose(settings)
 
 
+def is_stored_in_fp32(files: Path) -> bool:
+    """Whether a checked model's folder has a matrix in fp32: every bit of it may have been learnt."""
+    return any(info.dtype == "F32" and len(info.shape) > 1
+               for path in files.glob("*.safetensors") for info in read_header(path).values())
+
+
 def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, device: str,
                  ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
-    """A student as one plain model of this precision, its adapter merged; its encoder, and what identifies
-    it. Raises StudentError."""
+    """A student as one plain model of this precision, its adapter merged, or in fp32 (see `open_local`); its
+    encoder, and what identifies it. Raises StudentError."""
+    import torch
+
     revision = student.data.get("revision")
     name = student.model
     files = safe_join(folder, student.path or ".")
@@ -202,6 +216,8 @@ def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, devic
         check_digests(files, student.files)
         check_student_model_folder(files)
         name, revision = str(files), None
+        if is_stored_in_fp32(files):
+            dtype = torch.float32
     encoder = Encoder(load_tokenizer(name, revision))
     canary = encoder.prompt(CANARY)  # a chat template that is refused is refused before weights are read
     model = load_base(name, revision, dtype=dtype, device=device, attention="eager")  # `stream` has its own

@@ -60,7 +60,8 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
         return Preflight(problems=(Problem("the model is not on this machine", field="student.model",
                                            value=model, hint="run once without --offline"),))
     on_gpu = devices.on_gpu(settings)
-    width = 4 if settings.precision == "fp32" or not (on_gpu or cpu_computes_bf16()) else 2
+    whole = job.train.lora is None
+    width = 4 if whole or settings.precision == "fp32" or not (on_gpu or cpu_computes_bf16()) else 2
     notes: list[str] = []
     problems = tracking.problems(settings.report_to, offline=env.offline) + devices.problems(settings)
     if receivers := tracking.hosts(settings.report_to):
@@ -68,7 +69,6 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     problems += full.problems(job.train, settings) + shard.problems(settings, job.train)
     warnings = devices.warnings(settings, job.train)
     warnings += [said] if (said := job.train.rate_warning) else []
-    whole = job.train.lora is None
     if settings.bits in (4, 8) and settings.engine != "unsloth" and not whole:
         problems += _quantisation_problems(settings, on_gpu)
     if settings.engine == "unsloth" and not whole:
@@ -102,8 +102,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     notes.insert(0, f"{'Unsloth' if engine == 'unsloth' else 'transformers, PEFT and TRL'} on "
                     f"{devices.in_words(settings)} ({why}), {_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
-    memory = Memory(facts, job.train, 4 if whole else width,
-                    settings.bits or (4 if engine == "unsloth" else None),
+    memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None),
                     settings.devices if settings.shard else 1)
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
@@ -125,10 +124,10 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
 
 def _precisions(settings: LocalSettings, engine: str, width: int, whole: bool) -> str:
     """What is kept and computed in what, in words."""
-    usual = "bf16" if width == 2 else "fp32"
     if whole:
-        return "every weight trained, in fp32" + (", matrix products in bf16" if usual == "bf16" else "")
-    base = {4: "4 bits", 8: "8 bits"}.get(settings.bits or (4 if engine == "unsloth" else 0), usual)
+        return "every weight trained, in fp32"
+    base = {4: "4 bits", 8: "8 bits"}.get(settings.bits or (4 if engine == "unsloth" else 0),
+                                          "bf16" if width == 2 else "fp32")
     return f"the base in {base}, the adapter in fp32"
 
 

@@ -1,9 +1,9 @@
 """What a trainer leaves: an adapter or a whole model, as the files that `predictor` opens.
 
 An adapter takes the tokenizer from its base. A whole model depends on nothing: the base's own tokenizer files
-lie beside it, byte for byte, and its weights are stored in fp32, as they were trained. Rounded to bf16 they
-would answer some prompts differently; in fp32, whatever precision they are opened in starts from the very
-numbers that were learnt.
+lie beside it, byte for byte. Its weights are stored in fp32, as they were trained, and answer in fp32. The
+base's lie on bf16's grid, and most of what full fine-tuning adds to one is less than half a step of it:
+rounded to bf16, a weight would be the base's again.
 """
 
 from __future__ import annotations

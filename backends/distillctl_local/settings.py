@@ -27,7 +27,7 @@ class LocalSettings(Strict):
     it is not. Each process loads it into the host's memory first."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the frozen base model; adapters are trained in fp32. auto: bf16 where the hardware computes in it,
-    else fp32. With `train.lora: null`, of the matrix products alone: the weights are trained in fp32."""
+    else fp32. With `train.lora: null`, and for what it trained, always fp32."""
     bits: Literal[4, 8, 16] | None = None
     """Of the frozen base model's weights: 4 (NF4) and 8 through bitsandbytes on an NVIDIA GPU. null: 4 with
     Unsloth, else 16 or 32, as `precision` says."""

@@ -31,7 +31,6 @@ from distillctl_local.ranks import Ranks, join
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -154,11 +153,11 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
     in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
-    every = ", every weight trained in float32" if spec.lora is None else ""
+    every = ", every weight trained" if spec.lora is None else ""
     on = device if ranks.count == 1 else f"{ranks.count} × {device}"
     on += ", the base divided among them," if settings.shard else ""
-    events.tell(f"on {on} in {str(dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
-    student = (train_all(model, dtype) if spec.lora is None
+    events.tell(f"on {on} in {str(model.dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
+    student = (model.requires_grad_() if spec.lora is None
                else add_adapter(model, spec, rslora=settings.rslora))
     ranks.meet(device)
     if settings.shard:
@@ -181,18 +180,6 @@ def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
     if settings.learn == "tokens" or not task.labels:
         return next_token
     return LabelChoice([encoder.completion(task.target(label)) for label in task.labels])
-
-
-def train_all(model: PreTrainedModel, products: torch.dtype) -> PreTrainedModel:
-    """The fp32 model itself, every weight to be trained. products: what its linear layers multiply in."""
-    import torch
-
-    model.requires_grad_()
-    if products is torch.bfloat16:
-        from distillctl_local.precision import train_in_bf16
-
-        train_in_bf16(model)
-    return model
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False) -> PeftModel:

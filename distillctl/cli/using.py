@@ -142,7 +142,8 @@ def serve(run: str, host: str, port: int, api_key_env: str | None, max_body: int
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="A new folder.")
 @click.option("--numbers", type=click.Choice(["q8_0", "bf16", "f16", "f32"]),
-              show_default="q8_0 in a GGUF, bf16 merged", help="How weights are stored.")
+              show_default="q8_0 in a GGUF, bf16 merged, f32 of a whole model",
+              help="How weights are stored.")
 @click.option("--verify/--no-verify", default=None, show_default="yes for merged, gguf and ollama",
               help="Let what was exported answer the test split, beside the student.")
 @click.option("--max-changed", type=click.FloatRange(0, 1), default=0.02, show_default=True,

@@ -67,8 +67,9 @@ class TrainSpec(Strict):
         """What to say, where every weight is trained, of a learning rate that is an adapter's."""
         if self.lora is not None or self.learning_rate <= _HIGHEST_FULL_RATE:
             return None
+        usual = min(self.learning_rate / 10, _HIGHEST_FULL_RATE)
         return (f"train.learning_rate {self.learning_rate:g} is an adapter's: with every weight trained a "
-                f"tenth of it is usual, {self.learning_rate / 10:g}, or the model may lose what it knew")
+                f"tenth of it or less is usual, here {usual:g}, or the model may lose what it knew")
 
     @model_validator(mode="before")
     @classmethod
