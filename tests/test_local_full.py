@@ -25,6 +25,7 @@ from distillctl_local.prefix import accumulate
 from distillctl_local.scoring import plain_scores
 from distillctl_local.sharing import share_prefixes
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.tiny_models import FAMILIES, save_tiny_model, tiny_model
 from test_local_training_job import Desk, kill_at
 from test_local_training_prefix import assert_same, gradients, make_rows, reference
@@ -129,6 +130,15 @@ class TestStudent:
         assert curves[0] == pytest.approx(curves[1], rel=1e-3)
         assert curves[0][-1] < curves[0][0]
 
+    def test_of_two_devices_is_that_of_one(self, ended: Desk, model: str, tmp_path: Path) -> None:
+        two = Desk(tmp_path, model, ALL, devices=2, threads=2)
+        assert two.until(two.submit()).state == "succeeded", two.events()
+        found, wanted = (load_file(desk.jobs_folder() / "result" / "model.safetensors")
+                         for desk in (two, ended))
+        assert found.keys() == wanted.keys()
+        for name, weight in wanted.items():
+            assert (found[name] - weight).norm() < 1e-3 * weight.norm(), name
+
     def test_that_was_changed_after_training_is_not_collected(self, ended: Desk, tmp_path: Path) -> None:
         shutil.copytree(ended.folder, tmp_path / "copy")
         copy = Desk(tmp_path / "copy", ended.job.model, ALL)
@@ -154,8 +164,6 @@ class TestHostileFolder:
 
     def test_of_weights_that_are_no_numbers_is_refused(self, student: tuple[StudentRef, Path],
                                                        ended: Desk) -> None:
-        from safetensors.torch import load_file, save_file
-
         ref, folder = student
         tensors = load_file(folder / "model.safetensors")
         tensors["model.norm.weight"][0] = float("nan")

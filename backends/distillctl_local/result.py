@@ -2,8 +2,8 @@
 
 An adapter takes the tokenizer from its base. A whole model depends on nothing: the base's own tokenizer files
 lie beside it, byte for byte. Its weights are stored in fp32, as they were trained, and answer in fp32. The
-base's lie on bf16's grid, and most of what full fine-tuning adds to one is less than half a step of it:
-rounded to bf16, a weight would be the base's again.
+base's lie on bf16's grid, and much of what full fine-tuning adds to one is less than half a step of it:
+rounded to bf16, such a weight would be the base's again.
 """
 
 from __future__ import annotations

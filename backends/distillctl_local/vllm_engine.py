@@ -28,7 +28,7 @@ from distillctl.types import JSON, Finish
 from distillctl_local.encode import Encoder
 from distillctl_local.generate import SEPARATORS, Generated
 from distillctl_local.models import base_digest, facts_at_hand, load_tokenizer, model_folder
-from distillctl_local.predictor import CausalPredictor, answers_of, identity_of_mode
+from distillctl_local.predictor import CausalPredictor, answers_of, identity_of_mode, is_stored_in_fp32
 from distillctl_local.safety import CONFIG, check_adapter, check_digests, check_student_model_folder
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def open_vllm(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec) 
         check_student_model_folder(files)
     name, revision = (str(files), None) if whole else (student.model, revision)
     base = str(model_folder(name, revision))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": "float32"} if whole and is_stored_in_fp32(files) else {}
     adapter = None
     if student.kind == "adapter":
         check_adapter(files, student.files, facts_at_hand(student.model, revision))
