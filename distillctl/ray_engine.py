@@ -12,9 +12,11 @@ import asyncio
 import logging
 import os
 import platform
+import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -245,8 +247,10 @@ def _connected(parcel: Parcel, workers: int | None) -> Iterator[None]:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost nodes there, as if asked to
         try:
             if address:
+                _reach(address)
                 ray.init(address, **quiet)
             else:
                 folder = stack.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
@@ -261,6 +265,13 @@ def _connected(parcel: Parcel, workers: int | None) -> Iterator[None]:
                      "RAY_ADDRESS this machine alone is used" if address else None)) from None
         stack.callback(ray.shutdown)
         yield
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens, of which Ray becomes sure only after a quarter of an hour."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:  # "auto" has none
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _open(worker: ActorHandle, parcel: ObjectRef) -> ObjectRef:
@@ -286,7 +297,11 @@ def _own_error(error: Exception) -> DistillctlError:
     cause: Any = getattr(error, "cause", None) or error
     if isinstance(cause, DistillctlError):
         return cause
-    return StudentError(Problem(f"a Ray worker failed: {type(cause).__name__}: {_first_line(cause)}",
+    if getattr(cause, "actor_init_failed", False):  # a traceback, whose end says what it was
+        what = str(cause).strip().splitlines()[-1]
+    else:
+        what = f"{type(cause).__name__}: {_first_line(cause)}"
+    return StudentError(Problem(f"a Ray worker failed: {what}",
                                 hint="every node needs distillctl with the extras of the student's backend"))
 
 

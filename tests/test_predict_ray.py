@@ -1,4 +1,5 @@
-"""`predict --engine ray` on a real Ray of this machine: the lines of `--engine local`, whoever dies."""
+"""`predict --engine ray` on a real Ray of two nodes, both on this machine: the lines of `--engine local`,
+whoever dies."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,21 +70,58 @@ def wanted(run: Context, source: Path, tmp_path_factory: pytest.TempPathFactory)
     return out.read_bytes()
 
 
+class Nodes:
+    """A Ray of two nodes with a processor each, which are processes of this machine. variables: name it."""
+
+    CODE = """
+import itertools, sys
+from ray.cluster_utils import Cluster
+size = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
+nodes = Cluster(initialize_head=True, head_node_args=size)
+for command in itertools.chain(["gain"], sys.stdin):
+    if command.strip() == "gain":
+        second = nodes.add_node(**size)
+    else:
+        nodes.remove_node(second, allow_graceful=False)
+    print(nodes.address.rpartition(":")[2], flush=True)
+nodes.shutdown()
+"""
+
+    def __init__(self, pythonpath: str) -> None:
+        own = token()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL, env={**os.environ, **own, "PYTHONPATH": pythonpath})
+        self.variables = {"RAY_ADDRESS": f"127.0.0.1:{self._reply()}", **own}
+
+    def _reply(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def _command(self, word: str) -> None:
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        self._reply()
+
+    def lose(self) -> None:
+        """End the second node as a power cut would."""
+        self._command("lose")
+
+    def gain(self) -> None:
+        """Start a second node."""
+        self._command("gain")
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+
 @pytest.fixture(scope="module")
-def cluster(installed: str) -> Iterator[dict[str, str]]:
-    """A running Ray with two processors: the variables that name it, and its token."""
+def cluster(installed: str) -> Iterator[Nodes]:
     skip_without_ray()
-    own = token()
-    code = ("import sys, ray; made = ray.init('local', num_cpus=2, include_dashboard=False, "
-            "object_store_memory=200_000_000); print(made.address_info['gcs_address'], flush=True); "
-            "sys.stdin.read()")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL, env={**os.environ, **own, "PYTHONPATH": installed})
-    yield {"RAY_ADDRESS": process.stdout.readline().strip(), **own}
-    process.stdin.close()
-    process.wait(60)
-    process.stdout.close()
+    nodes = Nodes(installed)
+    yield nodes
+    nodes.close()
 
 
 def token() -> dict[str, str]:
@@ -96,8 +135,8 @@ def skip_without_ray() -> None:
 
 
 @pytest.fixture
-def on_cluster(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in cluster.items():
+def on_cluster(cluster: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)
 
 
@@ -121,7 +160,7 @@ def in_a_process(run: Context, source: Path, output: Path, **variables: str,
 
 def test_two_workers_write_the_lines_of_one_process_in_their_order(
         run: Context, source: Path, wanted: bytes, on_cluster: None, tmp_path: Path) -> None:
-    predict(run, source, tmp_path / "out.jsonl", "--engine", "ray", "--workers", "2")
+    predict(run, source, tmp_path / "out.jsonl", "--engine", "ray")
     assert (tmp_path / "out.jsonl").read_bytes() == wanted
 
 
@@ -138,6 +177,23 @@ def test_a_killed_worker_costs_no_line_and_repeats_none(
     with open_on(run, "ray", 2) as student:
         done = work.predict(student, rows(), tmp_path / "out.jsonl", Silent())
     assert len(set(killed)) == 2
+    assert done.failed == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
+def test_a_lost_node_costs_no_line(
+        run: Context, source: Path, wanted: bytes, cluster: Nodes, on_cluster: None, tmp_path: Path) -> None:
+    def rows() -> Iterator[work.Row]:
+        for number, row in enumerate(work.read_requests(source, run.task, run.recipe.data.id)):
+            if number == 2 * AHEAD * BATCH:
+                cluster.lose()
+            yield row
+
+    try:
+        with open_on(run, "ray", 2) as student:
+            done = work.predict(student, rows(), tmp_path / "out.jsonl", Silent())
+    finally:
+        cluster.gain()
     assert done.failed == 0
     assert (tmp_path / "out.jsonl").read_bytes() == wanted
 
@@ -214,6 +270,16 @@ def test_what_a_worker_cannot_open_is_told_in_its_own_words(
             predict(run, source, tmp_path / "out.jsonl", "--engine", "ray")
     finally:
         file.write_bytes(was)
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(
+        run: Context, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_ray()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(UsageError, match=rf"RAY_ADDRESS.*refused.*'127.0.0.1:{port}'"):
+        predict(run, source, tmp_path / "out.jsonl", "--engine", "ray")
 
 
 def test_more_workers_than_the_cluster_has_processors_are_refused(
