@@ -4,6 +4,7 @@ nothing shows how GPUs do with nccl."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -231,6 +232,16 @@ def test_a_mistake_that_all_ranks_find_is_told_once_and_not_tried_again(tmp_path
     assert (last.state, last.raw) == ("failed", "done")
     assert "the limit is 60" in last.message
     assert process.restarts(desk.jobs_folder()) == 0
+
+
+def test_what_a_rank_failed_of_unforeseen_ends_the_log_and_the_job_can_be_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    assert process.start(tmp_path, devices=2)
+    while process.is_alive(tmp_path):
+        time.sleep(0.05)
+    assert re.search(r"rank [01] of 2 was the first to fail: KeyError: 'train'\n$",
+                     (tmp_path / "trainer.log").read_text())
+    assert not (tmp_path / "done.json").exists()
 
 
 def two_ranks(program: str, *arguments: str) -> list[list[str]]:

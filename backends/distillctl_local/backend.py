@@ -182,8 +182,9 @@ class LocalBackend:
         return str(folder.resolve()) if name not in ALIASES and folder.is_dir() else name
 
     def _start(self, folder: Path, again: bool = False) -> None:
-        process.start(folder, again=again, offline=self._env.offline,
-                      also=tracking.variables(self._settings.report_to), devices=self._settings.devices)
+        settings = read_json(folder / "job.json")["settings"]  # the job's, not what the recipe says by now
+        process.start(folder, again=again, offline=self._env.offline, devices=settings.get("devices", 1),
+                      also=tracking.variables(self._settings.report_to))
 
     def _jobs(self) -> Path:
         return self._env.workspace / "jobs"

@@ -41,8 +41,9 @@ def main(folder: Path, devices: int) -> int:
         launch_command(launch_command_parser().parse_args(arguments(folder, devices)))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f"the first to fail was process {rank} of {devices}: "  # noqa: T201 - the job's own log
-              f"exit code {failure.exitcode}, {failure.message}", flush=True)
+        told = failure.message
+        why = told["message"] if isinstance(told, dict) else told  # the latter where a signal ended it
+        print(f"rank {rank} of {devices} was the first to fail: {why}", flush=True)  # noqa: T201 - the log
         return 1
     return 0
 

@@ -128,7 +128,7 @@ def join(folder: Path) -> Ranks:
 
     Ends the process where another training has the job's folder already.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process.LAUNCHER not in os.environ:
         return Ranks()
     told = {name: os.environ.pop(name) for name in _TOLD if name in os.environ}
     if not process.share_lock(folder) or _orphaned():
