@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,7 +12,6 @@ import pytest
 from support.tiny_students import tiny_base, tiny_student
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
-from click.testing import CliRunner  # noqa: E402
 from distillctl_local import vllm_engine  # noqa: E402
 from distillctl_local.hardware import has_gpu  # noqa: E402
 from distillctl_local.predictor import load_student, open_local  # noqa: E402
@@ -26,11 +24,9 @@ from distillctl_local.vllm_engine import (  # noqa: E402
     totals,
 )
 from support import vllm_double  # noqa: E402
-from support.finished import linear_run  # noqa: E402
 
 from distillctl.backend import StudentRef  # noqa: E402
-from distillctl.cli.main import cli  # noqa: E402
-from distillctl.errors import MissingExtra, StudentError, UsageError  # noqa: E402
+from distillctl.errors import StudentError, UsageError  # noqa: E402
 from distillctl.recipe.models import ClassificationSpec, EvaluateSpec, StructuredSpec, TextSpec  # noqa: E402
 from distillctl.task import Task, build_task  # noqa: E402
 from distillctl.types import Answer, Predictor, Request  # noqa: E402
@@ -149,18 +145,6 @@ def test_another_adapter_has_another_name_and_number() -> None:
     assert name.startswith("distillctl-") and 0 < number < 2**31
     other, other_number = adapter_name({**files, "adapter_model.safetensors": "sha256:3"})
     assert other != name and other_number != number
-
-
-def test_without_vllm_the_command_says_what_to_install(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
-    run = linear_run(tmp_path)
-    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "why?", "conversation_context": ""}) + "\n")
-    with pytest.raises(MissingExtra, match="pip install 'distillctl\\[local\\]' 'vllm"):
-        CliRunner().invoke(cli, [
-            "predict", run.run_name, "--workspace", str(tmp_path), "--engine", "vllm", "-i",
-            str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")], catch_exceptions=False)
-    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_without_a_gpu_it_says_so(student: tuple[StudentRef, Path], monkeypatch: pytest.MonkeyPatch) -> None:

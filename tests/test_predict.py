@@ -22,7 +22,7 @@ from distillctl import predict as work
 from distillctl.cli.main import cli
 from distillctl.collect import CollectOptions
 from distillctl.context import Context
-from distillctl.errors import DataError, UsageError
+from distillctl.errors import DataError, MissingExtra, UsageError
 from distillctl.progress import Silent
 from distillctl.types import Answer, Request
 from distillctl.using import Student, probabilities
@@ -213,6 +213,15 @@ def test_a_run_that_is_not_finished_is_refused(run: Context, source: Path, tmp_p
             predict(run, source, tmp_path / "out.jsonl")
     finally:
         (tmp_path / "away").rename(metrics)
+
+
+def test_without_vllm_the_command_says_what_to_install(
+        run: Context, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="needs the `local` extra")
+    monkeypatch.setattr("distillctl_local.vllm_engine.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'distillctl\[local\]' 'vllm"):
+        predict(run, source, tmp_path / "out.jsonl", "--engine", "vllm")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 class Echo:
