@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from distillctl.backend import API_VERSION, Backend, BackendEnv, Capabilities
-from distillctl.errors import BackendError, MissingExtra, Problem, RecipeError
+from distillctl.errors import BackendError, DistillctlError, MissingExtra, Problem, RecipeError
 
 if TYPE_CHECKING:
     from distillctl.recipe.load import LoadedRecipe
@@ -66,6 +67,15 @@ def load(name: str) -> type[Backend]:
     problems = check(found, name)
     if problems:
         raise BackendError.of(problems)
+    return found
+
+
+def settings() -> dict[str, type[BaseModel]]:
+    """The settings of each installed backend that can be imported, by name."""
+    found = {}
+    for name in dict.fromkeys(info.name for info in installed()):
+        with suppress(DistillctlError):  # `backends` tells
+            found[name] = load(name).Settings
     return found
 
 

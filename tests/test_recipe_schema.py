@@ -27,9 +27,14 @@ def test_it_is_a_schema_of_its_dialect():
 
 
 def _fields(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    models = {"Recipe": schema} | schema["$defs"]
+    models = {"Recipe": schema} | schema["$defs"] | schema["properties"]["backends"]["properties"]
     return [(f"{model}.{name}", field) for model, body in models.items()
             for name, field in body.get("properties", {}).items()]
+
+
+def test_it_knows_the_settings_of_every_shipped_backend():
+    known = recipe_schema()["properties"]["backends"]["properties"]
+    assert {"local", "linear", "openai", "together", "vertex", "hf-jobs"} <= set(known)
 
 
 def test_every_field_is_described():
@@ -45,7 +50,7 @@ def test_good_recipes_fit_it(text: str):
 @pytest.mark.parametrize("text", [
     GOOD + "epochs: 3\n", GOOD + "train: {learning_rte: 1e-3}\n", GOOD + "train: {batch_size: 0}\n",
     GOOD.replace("kind: classification", "kind: other"), GOOD.replace("name: tiny", "name: Tiny Name"),
-    GOOD.replace("student:", "pupil:"),
-], ids=["misplaced", "unknown", "range", "kind", "name", "missing"])
+    GOOD.replace("student:", "pupil:"), GOOD + "backends: {local: {engin: peft}}\n",
+], ids=["misplaced", "unknown", "range", "kind", "name", "missing", "backend"])
 def test_an_editor_sees_what_is_wrong(text: str):
     assert not jsonschema.Draft202012Validator(recipe_schema()).is_valid(parse(text, "f").data)

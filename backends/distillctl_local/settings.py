@@ -19,6 +19,7 @@ class LocalSettings(Strict):
     model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Another student than the recipe's, for this backend."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What is computed on. auto: an NVIDIA GPU where there is one, else the processor."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs that train together, or processes on a processor, which gain nothing there. A batch stays one
     optimiser step: each computes its share of the rows."""

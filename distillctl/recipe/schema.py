@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from distillctl import registry
 from distillctl.recipe.grid import axes
 from distillctl.recipe.models import Recipe
 
@@ -12,11 +13,17 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe, every field with its description."""
+    """JSON Schema (2020-12) of a recipe, every field with its description; of `backends`, the blocks of those
+    that are installed here."""
     schema = Recipe.model_json_schema(mode="validation")
     for axis in axes():
         properties = schema["$defs"][axis.model.__name__]["properties"]
         properties[axis.path[-1]] = _or_list(properties[axis.path[-1]])
+    blocks = schema["properties"]["backends"]["properties"] = {}
+    for name, settings in registry.settings().items():
+        block = settings.model_json_schema(mode="validation", ref_template=f"#/$defs/{name}.{{model}}")
+        schema["$defs"] |= {f"{name}.{model}": body for model, body in block.pop("$defs", {}).items()}
+        blocks[name] = block
     return {"$schema": DIALECT} | schema | {"title": "distillctl recipe"}
 
 
