@@ -26,7 +26,7 @@ from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import share_prefixes
 from safetensors.torch import load_file
 from support.tiny_models import save_tiny_model
-from test_local_training_job import Desk, kill_at
+from test_local_training_job import Desk, succeed_though_killed_at
 from test_local_training_prefix import adapted, assert_same, gradients, make_rows
 from test_local_training_preflight import SMOLLM2
 
@@ -360,12 +360,7 @@ class TestADividedBase:
             self, tmp_path: Path, model: str, ended: dict[int, Desk],
             monkeypatch: pytest.MonkeyPatch) -> None:
         desk = Desk(tmp_path, model, TRAIN, devices=2, threads=2, shard=True)
-        kill_at(monkeypatch, "after-checkpoint:1")
-        handle = desk.submit()
-        while process.is_alive(desk.jobs_folder()):
-            time.sleep(0.05)
-        kill_at(monkeypatch, "nowhere")
-        assert desk.until(handle).state == "succeeded", desk.events()
+        succeed_though_killed_at(monkeypatch, "after-checkpoint:1", desk)
         assert process.restarts(desk.jobs_folder()) == 1
         assert told(desk, "loss") == pytest.approx(told(ended[1], "loss"), rel=1e-5)
         last = ended[1].jobs_folder() / "checkpoints" / "checkpoint-6"  # its result is the best epoch's

@@ -27,7 +27,7 @@ from distillctl_local.sharing import share_prefixes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.tiny_models import FAMILIES, save_tiny_model, tiny_model
-from test_local_training_job import Desk, kill_at
+from test_local_training_job import Desk, succeed_though_killed_at
 from test_local_training_prefix import assert_same, gradients, make_rows, reference
 
 from distillctl.backend import StudentRef
@@ -209,12 +209,7 @@ class TestKilled:
             train = TrainSpec(epochs=4, batch_size=12, learning_rate=1e-2, lora=None)
             desk = Desk(tmp_path / name, model, train, keep="best")
             desk.job = replace(desk.job, dev_file=desk.job.train_file)
-            kill_at(monkeypatch, point)
-            handle = desk.submit()
-            while process.is_alive(desk.jobs_folder()):
-                time.sleep(0.05)
-            kill_at(monkeypatch, "nowhere")
-            assert desk.until(handle).state == "succeeded", desk.events()
+            succeed_though_killed_at(monkeypatch, point, desk)
             results.append(digest_tree(desk.jobs_folder() / "result"))
             best = digest_tree(desk.jobs_folder() / "best")["model.safetensors"]
             assert results[-1]["model.safetensors"] == best

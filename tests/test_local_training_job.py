@@ -76,6 +76,16 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     monkeypatch.setenv("DISTILLCTL_CRASH_AT", point)
 
 
+def succeed_though_killed_at(monkeypatch: pytest.MonkeyPatch, point: str, desk: Desk) -> None:
+    """Let a desk's job succeed, its trainer killed once at a crash point; at "nowhere", not at all."""
+    kill_at(monkeypatch, point)
+    handle = desk.submit()
+    while process.is_alive(desk.jobs_folder()):
+        time.sleep(0.05)
+    kill_at(monkeypatch, "nowhere")
+    assert desk.until(handle).state == "succeeded", desk.events()
+
+
 @pytest.fixture(scope="session")
 def ended(model: str, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """A desk whose job "one" was trained without anything in between."""
@@ -146,12 +156,7 @@ class TestKilled:
     def test_the_adapter_is_the_unkilled_one_to_the_byte(
             self, desk: Desk, point: str, steps: list[int], ended: Desk,
             monkeypatch: pytest.MonkeyPatch) -> None:
-        kill_at(monkeypatch, point)
-        handle = desk.submit()
-        while process.is_alive(desk.jobs_folder()):
-            time.sleep(0.05)
-        kill_at(monkeypatch, "nowhere")
-        assert desk.until(handle).state == "succeeded", desk.events()
+        succeed_though_killed_at(monkeypatch, point, desk)
         assert any("started again, 1 of 3" in message for message in desk.events())
         assert digest_tree(desk.jobs_folder() / "result") == digest_tree(ended.jobs_folder() / "result")
         assert [event.data["step"] for snapshot in desk.seen for event in snapshot.events

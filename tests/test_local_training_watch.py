@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from distillctl_local import process, watch
+from distillctl_local import watch
 from distillctl_local.encode import Encoder
 from distillctl_local.models import load_base, load_tokenizer
 from distillctl_local.trainer import add_adapter
 from distillctl_local.watch import Watch, points
 from support.tiny_models import save_tiny_model
-from test_local_training_job import Desk, kill_at
+from test_local_training_job import Desk, succeed_though_killed_at
 
 from distillctl.recipe.models import TrainSpec
 from distillctl.store.files import digest_tree, read_jsonl
@@ -95,12 +94,7 @@ def test_a_killed_job_keeps_the_same_epoch(model: str, tmp_path: Path,
     for name, point in (("unkilled", "nowhere"), ("killed", "after-checkpoint:3")):
         (tmp_path / name).mkdir()
         desk = watching(tmp_path / name, model, keep="best")
-        kill_at(monkeypatch, point)
-        handle = desk.submit()
-        while process.is_alive(desk.jobs_folder()):
-            time.sleep(0.05)
-        kill_at(monkeypatch, "nowhere")
-        assert desk.until(handle).state == "succeeded", desk.events()
+        succeed_though_killed_at(monkeypatch, point, desk)
         results.append(digest_tree(desk.jobs_folder() / "result"))
         scores = [event.data["eval_score"] for snapshot in desk.seen for event in snapshot.events
                   if "eval_score" in event.data]
