@@ -1,6 +1,9 @@
 """A whole run with `backend: local`: a tiny model really trained on this machine, from recipe to verdict."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -25,3 +28,12 @@ def test_the_shipped_recipe_ends_with_a_verdict_and_the_untrained_model_is_not_t
     assert metrics["verdict"]["word"] in ("viable", "marginal", "not ready")
     timed = {one["role"]: one["latency"] is not None for one in metrics["evaluations"]}
     assert timed == {"teacher": False, "student": True, "base": False}
+
+
+def test_the_command_line_has_a_models_threads_wait_asleep():
+    program = ("import os, sys; from distillctl.cli.main import main; "
+               "sys.argv = ['distillctl', '--version']; main(); print(os.environ['OMP_WAIT_POLICY'])")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          env=environment)
+    assert done.stdout.splitlines()[-1] == "PASSIVE"

@@ -6,6 +6,7 @@ that `--help` and `check` stay quick.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -42,6 +43,9 @@ def main() -> None:
     from distillctl.secrets import redact_logs
 
     redact_logs()
+    # A model's threads wait for each other asleep. Awake they take the cores from whatever else runs, and one
+    # request then takes up to ten times as long. OpenMP reads it once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
