@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from distillctl_local import engines, tracking, unsloth_engine
+from distillctl_local import engines, hardware, tracking, unsloth_engine
 from distillctl_local.backend import LocalBackend
 from distillctl_local.data import Row
 from distillctl_local.engines import choose_engine
@@ -23,14 +23,14 @@ from distillctl.testing.examples import example_job
 @pytest.fixture
 def gpu_with_unsloth(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that has both."""
-    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "_gpus_there", lambda: 1)
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 class TestChoice:
     def test_without_a_gpu_it_is_peft(self, gpu_with_unsloth: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engines, "has_gpu", lambda: False)
+        monkeypatch.setattr(hardware, "_gpus_there", lambda: 0)
         assert choose_engine(LocalSettings(), TrainSpec(), 1.0) == (
             "peft", "there is no GPU, which Unsloth needs")
 

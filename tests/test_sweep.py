@@ -273,7 +273,7 @@ def test_one_run_of_a_sweep_is_refused(folder: Path) -> None:
 
 
 def test_sizes_of_a_local_model_are_compared(folder: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs the `local` extra")
     from support.tiny_models import save_tiny_model
 
     models = [str(save_tiny_model(folder / name, "llama", num_hidden_layers=layers))

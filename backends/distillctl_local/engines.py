@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 from distillctl.errors import Problem
@@ -53,8 +52,7 @@ def why_not_unsloth(settings: LocalSettings) -> list[Problem]:
 
 
 def _on_gpu(settings: LocalSettings) -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    return settings.device != "cpu" and has_gpu() and not hidden
+    return settings.device != "cpu" and has_gpu()
 
 
 def _only_peft(settings: LocalSettings) -> str | None:

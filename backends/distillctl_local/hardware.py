@@ -44,17 +44,20 @@ def quantisation(settings: LocalSettings) -> BitsAndBytesConfig | None:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU seems to be there; torch may still lack what it needs for it."""
-    return Path("/dev/nvidia0").exists()
+    """Whether we see an NVIDIA GPU; torch may still lack what it needs for it."""
+    return gpus() > 0
 
 
 def gpus() -> int:
-    """How many NVIDIA GPUs we see."""
+    """How many NVIDIA GPUs we see: those that are there and that CUDA_VISIBLE_DEVICES does not hide."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
     if seen is None:
-        return there
-    return min(there, len([name for name in seen.split(",") if name.strip() not in ("", "-1")]))
+        return _gpus_there()
+    return min(_gpus_there(), len([name for name in seen.split(",") if name.strip() not in ("", "-1")]))
+
+
+def _gpus_there() -> int:
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
 
 
 def cores() -> int:

@@ -203,21 +203,26 @@ def is_stored_in_fp32(files: Path) -> bool:
                for path in files.glob("*.safetensors") for info in read_header(path).values())
 
 
+def weights_of(student: StudentRef, folder: Path) -> tuple[Path, str, str | None, bool]:
+    """Where a student's files are, the model that is to be loaded and its revision, and whether that model is
+    stored in fp32 as its own. A whole model's folder is checked. Raises StudentError."""
+    files = safe_join(folder, student.path or ".")
+    if student.kind != "model" or student.path is None:
+        return files, student.model, student.data.get("revision"), False
+    check_digests(files, student.files)
+    check_student_model_folder(files)
+    return files, str(files), None, is_stored_in_fp32(files)
+
+
 def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, device: str,
                  ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
     """A student as one plain model of this precision, its adapter merged, or in fp32 (see `open_local`); its
     encoder, and what identifies it. Raises StudentError."""
     import torch
 
-    revision = student.data.get("revision")
-    name = student.model
-    files = safe_join(folder, student.path or ".")
-    if student.kind == "model" and student.path is not None:
-        check_digests(files, student.files)
-        check_student_model_folder(files)
-        name, revision = str(files), None
-        if is_stored_in_fp32(files):
-            dtype = torch.float32
+    files, name, revision, in_fp32 = weights_of(student, folder)
+    if in_fp32:
+        dtype = torch.float32
     encoder = Encoder(load_tokenizer(name, revision))
     canary = encoder.prompt(CANARY)  # a chat template that is refused is refused before weights are read
     model = load_base(name, revision, dtype=dtype, device=device, attention="eager")  # `stream` has its own

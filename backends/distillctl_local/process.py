@@ -47,8 +47,8 @@ def start(folder: Path, *, again: bool = False, offline: bool = False, also: Seq
         if again:
             with (folder / _RESTARTS).open("a", encoding="utf-8") as file:
                 file.write(f"{time.time()}\n")
-        environment = DEFAULTS | waiting() | {name: os.environ[name] for name in (*_PASSED_ON, *also)
-                                  if name in os.environ}
+        environment = DEFAULTS | waiting() | {
+            name: os.environ[name] for name in (*_PASSED_ON, *also) if name in os.environ}
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpus(devices)
         if offline:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -106,12 +106,11 @@ def train(folder: Path, events: Events, ranks: Ranks) -> None:
     if restarts := process.restarts(folder):
         events.tell("the trainer died (killed, or out of memory?) and was started again, "
                     f"{restarts} of {settings.restarts}", "warning")
-    if found := devices.problems(settings) + shard.problems(settings, spec):
+    if found := (devices.problems(settings) + shard.problems(settings, spec)
+                 + full.problems(spec, settings)):
         raise UsageError(*found)
     ranks.take_gpu()
     events.tell("loading the model")
-    if found := full.problems(spec, settings):
-        raise UsageError(*found)
     if settings.engine == "unsloth":
         from distillctl_local import unsloth_engine
 

@@ -22,14 +22,14 @@ import torch
 from distillctl.backend import StudentRef
 from distillctl.errors import MissingExtra, Problem, StudentError, UsageError
 from distillctl.recipe.models import EvaluateSpec
-from distillctl.store.files import digest_json, safe_join
+from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Finish
 from distillctl_local.encode import Encoder
 from distillctl_local.generate import SEPARATORS, Generated
 from distillctl_local.models import base_digest, facts_at_hand, load_tokenizer, model_folder
-from distillctl_local.predictor import CausalPredictor, answers_of, identity_of_mode, is_stored_in_fp32
-from distillctl_local.safety import CONFIG, check_adapter, check_digests, check_student_model_folder
+from distillctl_local.predictor import CausalPredictor, answers_of, identity_of_mode, weights_of
+from distillctl_local.safety import CONFIG, check_adapter
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -155,18 +155,12 @@ def check_here() -> None:
 def open_vllm(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec) -> Iterator[VllmPredictor]:
     """See `distillctl.engines.Opener`."""
     check_here()
-    files = safe_join(folder, student.path or ".")
-    revision = student.data.get("revision")
-    whole = student.kind == "model" and student.path is not None
-    if whole:
-        check_digests(files, student.files)
-        check_student_model_folder(files)
-    name, revision = (str(files), None) if whole else (student.model, revision)
+    files, name, revision, in_fp32 = weights_of(student, folder)
     base = str(model_folder(name, revision))
-    options: dict[str, Any] = {"dtype": "float32"} if whole and is_stored_in_fp32(files) else {}
+    options: dict[str, Any] = {"dtype": "float32"} if in_fp32 else {}
     adapter = None
     if student.kind == "adapter":
-        check_adapter(files, student.files, facts_at_hand(student.model, revision))
+        check_adapter(files, student.files, facts_at_hand(name, revision))
         adapter, options = _adapter(files, student)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

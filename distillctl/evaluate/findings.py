@@ -95,19 +95,22 @@ class Findings:
 
     def clearer_parts(self, name: str) -> str:
         """Fields or checks on which the student's interval lies wholly above another's, with both shares."""
-        other = next(one for one in self.evaluations if one.name == name).parts
+        other = self._named(name).parts
         return ", ".join(f"{part} {percent(mine.value)} ({percent(other[part].value)})"
                          for part, mine in self.student.parts.items()
                          if part in other and mine.low > other[part].high)
 
     def called(self, name: str) -> str:
         """An entrant's name in quotes, or its model's where the name only says its role."""
-        one = next(one for one in self.evaluations if one.name == name)
+        one = self._named(name)
         return repr(one.model if one.name == one.role else one.name)
 
     def share_of(self, name: str) -> float:
         """An entrant's accuracy."""
-        return next(one for one in self.evaluations if one.name == name).accuracy.share.value
+        return self._named(name).accuracy.share.value
+
+    def _named(self, name: str) -> Evaluation:
+        return next(one for one in self.evaluations if one.name == name)
 
 
 def unconnected(who: Evaluation) -> bool:

@@ -135,6 +135,7 @@ def _unpacked(wheel: Path, scratch: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as packed, path.open("xb") as file:
                     shutil.copyfileobj(packed, file)  # zipfile ends at the size that was announced
+    # NotImplementedError is zipfile's word for a compression that it cannot undo
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, DataError, OSError) as error:
         raise Unrunnable(f"error: Failed to unzip {wheel.name}: {error}") from None
     return folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,31 +34,31 @@ def left_alone(sandbox: Sandbox) -> bool:
     return (sandbox.creates(), sandbox.store.requests().get("jobs.cancel", 0)) == (1, 0)
 
 
-class HostedJobs:
+class HostedJobs(ABC):
     """Kills, lost replies, outages and strange words make no second job."""
 
     backend: str
     unknown_word: str  # a state that the provider never told anybody about
 
-    @pytest.fixture
+    @abstractmethod
     def sandbox(self, tmp_path: Path) -> Any:
-        raise NotImplementedError("a subclass starts its provider")
+        """A fixture: the provider."""
 
-    @pytest.fixture
+    @abstractmethod
     def settings(self, sandbox: Sandbox) -> dict[str, Any]:
-        raise NotImplementedError("a subclass points its backend at the sandbox")
+        """A fixture: the backend's settings, which point it at the sandbox."""
 
     @pytest.fixture
     def bench(self, tmp_path: Path, settings: dict[str, Any]) -> SandboxBench:
         return SandboxBench(tmp_path / "workspace", self.backend, settings)
 
+    @abstractmethod
     def assert_is_the_student(self, workspace: Path, student: dict[str, Any], sandbox: Sandbox) -> None:
         """That `student` is what the only job left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bill(self, charge: dict[str, Any]) -> Any:
         """US dollars, as the ledger must have them, of the provider's own charge."""
-        raise NotImplementedError
 
     @pytest.fixture(scope="class")
     @classmethod
