@@ -5,9 +5,10 @@
 RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
 untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
 which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that nobody's answers
-are measured against rounding. A table for each --prefix: worked examples before the prompt until it begins
-with that many more tokens on every item. Run it on an idle machine; where that cannot be had, the processor's
-time, of all threads together, is the steadier measure. On a GPU it says nothing.
+are measured against rounding. Each way runs in a process of its own, as it comes: OpenMP's threads wait awake
+in transformers' loop and asleep in distillctl. A table for each --prefix: worked examples before the prompt
+until it begins with that many more tokens on every item. Run it on an idle machine; where that cannot be had,
+the processor's time, of all threads together, is the steadier measure. On a GPU it says nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all ways: threads that spin disturb each other
 
 from bench_train import behind, shared_text
 from click import echo
@@ -72,17 +73,17 @@ def main() -> None:
     for prefix in args.prefix:
         echo(f"\nprompts behind {prefix} more tokens\n" if prefix else "")
         before = shared_text(args.recipe, prefix, task, splits["train"])
-        compare(args.ways, student, folder, task, items, [behind(before, item, task) for item in items])
+        prompts = [behind(before, item, task) for item in items]
+        measured = [apart(way, student, folder, args.recipe, prompts) for way in args.ways]
+        compare(args.ways, measured, task, items)
 
 
-def compare(ways: Sequence[str], student: StudentRef, folder: Path, task: Task, items: Sequence[Example],
-            prompts: Prompts) -> None:
-    """Answer in every way and print a table, the first way being what the others are compared with."""
+def compare(ways: Sequence[str], measured: Sequence[Measured], task: Task, items: Sequence[Example]) -> None:
+    """Print a table, the first way being what the others are compared with."""
     echo("| | ms/example | CPU ms/example | speed | by CPU time | same | right |")
     echo("|---|---|---|---|---|---|---|")
     first = None
-    for way in ways:
-        answers, seconds, cpu = measure(way, student, folder, task, prompts)
+    for way, (answers, seconds, cpu) in zip(ways, measured, strict=True):
         values = [task.parse(answer).value for answer in answers]
         first = first or (seconds, cpu, values)
         same = sum(a == b for a, b in zip(values, first[2], strict=True)) / len(items)
@@ -92,8 +93,18 @@ def compare(ways: Sequence[str], student: StudentRef, folder: Path, task: Task, 
              f"| {first[0] / seconds:.1f}× | {first[1] / cpu:.1f}× | {same:.1%} | {right:.1%} |")
 
 
-def measure(way: str, student: StudentRef, folder: Path, task: Task,
-            prompts: Prompts) -> Measured:
+def apart(way: str, *given: Any) -> Measured:
+    """`measure` in a process of its own, whose threads wait as they do in a program that works this way."""
+    with ProcessPoolExecutor(1, get_context("spawn"), wait_as_usual, (way,)) as pool:
+        return pool.submit(measure, way, *given).result()
+
+
+def wait_as_usual(way: str) -> None:
+    if not way.startswith("loop"):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `distillctl` has it
+
+
+def measure(way: str, student: StudentRef, folder: Path, recipe: Path, prompts: Prompts) -> Measured:
     """What one way answers and how long it takes; loading and warming up are not counted."""
     if way.startswith("loop"):
         answer = tutorial(student, folder, batch=16 if way == "loop-batched" else 1,
@@ -103,7 +114,7 @@ def measure(way: str, student: StudentRef, folder: Path, task: Task,
     from distillctl_local.predictor import open_local
 
     how = EvaluateSpec(generate=way == "free", max_tokens=ANSWER)
-    with open_local(student, folder, task, how) as predictor:
+    with open_local(student, folder, load_recipe(recipe).task, how) as predictor:
         size = 1 if way == "one" else predictor.max_batch
 
         def answer(some: Prompts) -> list[str | None]:

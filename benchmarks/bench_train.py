@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from click import echo
-from distillctl_local.process import waiting
+from distillctl_local.process import DEFAULTS
 from distillctl_local.settings import LocalSettings
 
 from distillctl.data import load_splits
@@ -146,7 +146,7 @@ def measure(way: str, job: Path) -> Cost:
         command = [sys.executable, "-m", "distillctl_local.trainer", str(folder)]
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env={
-            **os.environ, **({} if way.startswith("trl") else waiting())})  # as each comes
+            **os.environ, **({} if way.startswith("trl") else DEFAULTS)})  # as each comes
         used: dict[int, float] = {}  # processor seconds at the moment when a step was seen to be done
         while True:
             processor_s = processor_seconds(child.pid)

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,15 +322,3 @@ def test_a_file_of_rows_is_read_as_it_was_written(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(row.ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
     assert tokenizer.decode(row.completion) == "yes<|im_end|>"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
-def test_threads_wait_asleep_where_another_program_computes() -> None:
-    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"],
-                            stdout=subprocess.PIPE)
-    try:
-        busy.stdout.readline()
-        assert process.waiting() == {"OMP_WAIT_POLICY": "PASSIVE"}
-    finally:
-        busy.kill()
-        busy.communicate()

@@ -24,9 +24,10 @@ class Kind(NamedTuple):
     batches: list[Batch]
 
 
-def passes(rows: Sequence[Row], micro_tokens: int) -> list[Kind]:
-    """A device's rows kind by kind, in batches of at most `micro_tokens` tokens beside the prefix."""
-    return [Kind(prefix, list(map(Batch, _micro_batches(kind, micro_tokens))))
+def passes(rows: Sequence[Row], micro_tokens: int, side_by_side: int = 1) -> list[Kind]:
+    """A device's rows kind by kind. side_by_side: how many batches are computed at once, which have at most
+    `micro_tokens` tokens beside the prefix together."""
+    return [Kind(prefix, list(map(Batch, _micro_batches(kind, micro_tokens, side_by_side))))
             for prefix, kind in _kinds(rows)]
 
 
@@ -35,7 +36,7 @@ def in_step(rows: Sequence[Row], devices: int, micro_tokens: int) -> list[list[K
     together. One that has fewer rows of a kind repeats a row that does not count."""
     plans: list[list[Kind]] = [[] for _ in range(devices)]
     for prefix, kind in _kinds(rows):
-        parts = [list(_micro_batches(part, micro_tokens)) if part else [] for part in divide(kind, devices)]
+        parts = [_micro_batches(part, micro_tokens) if part else [] for part in divide(kind, devices)]
         most = max(map(len, parts))
         idle = Batch([min(kind, key=lambda row: row.rest)], counts=False)
         for plan, part in zip(plans, parts, strict=True):
@@ -49,17 +50,28 @@ def _kinds(rows: Sequence[Row]) -> Iterator[tuple[list[int], list[Row]]]:
         yield prefix, list(kind)
 
 
-def _micro_batches(rows: Sequence[Row], micro_tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, in batches of at most `micro_tokens` tokens; a longer row is a batch of its own."""
-    batch: list[Row] = []
+def _micro_batches(rows: Sequence[Row], micro_tokens: int, side_by_side: int = 1) -> list[list[Row]]:
+    return [[rows[number] for number in batch]
+            for batch in even([row.rest for row in rows], micro_tokens // side_by_side, side_by_side)]
+
+
+def even(sizes: Sequence[int], most: int, side_by_side: int, rows: int | None = None) -> list[list[int]]:
+    """The numbers of rows of these sizes by size, in batches of at most `most` together and of at most `rows`
+    rows; a larger row is a batch of its own. There are so many batches, about equally large, that all
+    `side_by_side` workers have one."""
+    total = sum(sizes)
+    rounds = -(-total // (side_by_side * most))
+    if side_by_side > 1:
+        most = min(most, total // (side_by_side * rounds) + max(sizes) // 2)
+    batches: list[list[int]] = []
     size = 0
-    for row in sorted(rows, key=lambda row: row.rest):
-        if batch and size + row.rest > micro_tokens:
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += row.rest
-    yield batch
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if not batches or len(batches[-1]) == rows or size + sizes[number] > most:
+            batches.append([])
+            size = 0
+        batches[-1].append(number)
+        size += sizes[number]
+    return batches
 
 
 def divide(rows: Sequence[Row], devices: int) -> list[list[Row]]:

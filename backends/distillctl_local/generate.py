@@ -18,12 +18,14 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Finish
+from distillctl_local import stream
+from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.prompts import Prefixes, by_length
-from distillctl_local.stream import Rows
+from distillctl_local.parallel import each
+from distillctl_local.prompts import Prefixes
+from distillctl_local.stream import Prefix, Rows
 
 ROWS = 64
-TOKENS = 4096  # most tokens in the first pass
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -107,7 +109,6 @@ class Generator:
         self._prefixes = Prefixes(model)
         self._linear_attention = facts_of(model.config).linear_attention
 
-    @torch.inference_mode()
     def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:
         """The likeliest next token, again and again, for each prompt (token ids).
 
@@ -118,12 +119,18 @@ class Generator:
             for prompt, answer in zip(prompts, answers, strict=True):
                 self._run([prompt], [answer], WholeRow(self._model))
             return answers
-        for prefix, numbers in self._prefixes.split(prompts):
-            for batch in by_length(prompts, numbers, -len(prefix), ROWS, TOKENS):
-                self._run([prompts[number][len(prefix):] for number in batch],
-                          [answers[number] for number in batch], Rows(self._model, prefix, len(batch)))
+
+        def run(batch: tuple[Prefix, list[int]]) -> None:
+            prefix, numbers = batch
+            self._run([prompts[number][len(prefix):] for number in numbers],
+                      [answers[number] for number in numbers], Rows(self._model, prefix, len(numbers)))
+
+        batches = self._prefixes.batches(prompts, 0, ROWS)
+        with attention_is(self._model, stream.NAME):
+            each(self._model, run, batches)
         return answers
 
+    @torch.inference_mode()
     def _run(self, prompts: Sequence[list[int]], answers: list[Generated], rows: Rows | WholeRow) -> None:
         chunks = [[*prompt, *answer.begin()] for prompt, answer in zip(prompts, answers, strict=True)]
         while live := [row for row, answer in enumerate(answers) if answer.finish is None]:

@@ -15,7 +15,8 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distillctl_local import parallel
 from distillctl_local.attention import attention_is
 from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
@@ -32,6 +34,7 @@ from distillctl_local.losses import Loss
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
+_read = threading.local()  # `places` of the stream whose last hidden state is read, of this thread's pass
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
@@ -132,60 +135,99 @@ def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, l
     supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
     """
     total = supervised or sum(len(row.completion) for row in rows)
-    return run(model, passes(rows, micro_tokens), loss, total)
+    return run(model, passes(rows, micro_tokens, side_by_side(model)), loss, total)
 
 
 def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int) -> float:
     """As `accumulate`, with the passes already laid out."""
+    def loss_of(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
+
     found = 0.0
     for kind in kinds:
-        parts = (_shared_parts(model, kind.prefix, kind.batches) if kind.prefix
-                 else _whole_parts(model, kind.batches))
-        for hidden, batch in parts:
-            part = loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
-            part.backward()
-            found += part.item()
+        if kind.prefix:
+            found += _behind_prefix(model, kind, loss_of)
+        else:
+            found += _add(model, kind.batches, lambda batch: loss_of(_whole(model, batch.rows), batch))
     return found
 
 
-Parts = Iterator[tuple[torch.Tensor, Batch]]
-"""Micro-batches as they are asked for, with the hidden states that predict their supervised tokens.
-The consumer runs each one's backward before it asks for the next."""
-
-
-def _shared_parts(model: PreTrainedModel, prefix: Sequence[int], batches: Sequence[Batch]) -> Parts:
+def _behind_prefix(model: PreTrainedModel, kind: Kind,
+                   loss_of: Callable[[torch.Tensor, Batch], torch.Tensor]) -> float:
+    """Both stages of rows with one prefix; returns the sum of their losses."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
-    ids = torch.tensor([prefix], device=model.device)
+    ids = torch.tensor([kind.prefix], device=model.device)
     cache = DynamicCache(config=model.config)
-    with attention_is(model, "eager"), _last_mlp_at(model, []):
-        backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-    states = [(layer.keys, layer.values) for layer in cache.layers]
-    leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
-    for batch in batches:
-        yield _rest(model, batch.rows, leaves), batch
+    with _last_mlp_where_read(model):
+        _read.places = []
+        with attention_is(model, "eager"):
+            backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
+        states = [(layer.keys, layer.values) for layer in cache.layers]
+        leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
+        with attention_is(model, NAME):
+            found = _add(model, kind.batches,
+                         lambda batch: loss_of(_rest(model, batch.rows, leaves), batch), leaves)
     last = backbone(model).layers[-1]
     if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
         last.unshard()
     torch.autograd.backward([part for pair in states for part in pair],
                             [part.grad for pair in leaves for part in pair])
+    return found
 
 
-def _whole_parts(model: PreTrainedModel, batches: Sequence[Batch]) -> Parts:
-    """Whole rows, right-padded."""
-    for batch in batches:
-        width = max(row.rest for row in batch.rows)
-        ids = torch.zeros(len(batch.rows), width, dtype=torch.long)
-        mask = torch.zeros(len(batch.rows), width, dtype=torch.long)
-        places: list[int] = []
-        for number, row in enumerate(batch.rows):
-            ids[number, :row.rest] = torch.tensor(row.ids[:-1])
-            mask[number, :row.rest] = 1
-            end = number * width + row.rest
-            places += range(end - len(row.completion), end)
-        hidden = backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-                                  use_cache=False).last_hidden_state
-        yield hidden.flatten(0, 1)[places], batch
+def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Batch], torch.Tensor],
+         leaves: Sequence[KeyValue] = ()) -> float:
+    """Add the gradients of all batches to the parameters and the leaves; returns the sum of the losses, which
+    `compute` finds. Side by side they are added in the batches' order, so that the sum does not depend on who
+    was first."""
+    if side_by_side(model) == 1:
+        found = 0.0
+        for batch in batches:
+            part = compute(batch)
+            part.backward()
+            found += part.item()
+        return found
+    wanted = [*(part for pair in leaves for part in pair),
+              *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+
+    def both(batch: Batch) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+        part = compute(batch)
+        return part.item(), torch.autograd.grad(part, wanted, allow_unused=True)
+
+    found = 0.0
+    for part, gradients in parallel.each(model, both, batches):
+        found += part
+        for one, gradient in zip(wanted, gradients, strict=True):
+            if gradient is not None:
+                one.grad = gradient if one.grad is None else one.grad + gradient
+    return found
+
+
+def side_by_side(model: PreTrainedModel) -> int:
+    """How many batches are computed at once. One where the base is divided among devices; where every weight
+    is trained, whose gradients are too large to hold for each batch; and with dropout, whose masks would
+    depend on who was first."""
+    if (hasattr(backbone(model).layers[-1], "unshard") or all(p.requires_grad for p in model.parameters())
+            or any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())):
+        return 1
+    return parallel.side_by_side(model)
+
+
+def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
+    """Hidden states that predict the supervised tokens of whole rows, right-padded."""
+    width = max(row.rest for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    places: list[int] = []
+    for number, row in enumerate(rows):
+        ids[number, :row.rest] = torch.tensor(row.ids[:-1])
+        mask[number, :row.rest] = 1
+        end = number * width + row.rest
+        places += range(end - len(row.completion), end)
+    hidden = backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                             use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[places]
 
 
 def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValue]) -> torch.Tensor:
@@ -201,16 +243,16 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
     for row, rest in zip(batch, rests, strict=True):
         end += len(rest)
         places += range(end - len(row.completion), end)
-    with attention_is(model, NAME), _last_mlp_at(model, places):
-        hidden = backbone(model)(
-            input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
-            attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
+    _read.places = places
+    hidden = backbone(model)(
+        input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
+        attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     return hidden[0, places]
 
 
 @contextmanager
-def _last_mlp_at(model: PreTrainedModel, places: Sequence[int]) -> Iterator[None]:
-    """Compute the last layer's feed-forward part at `places` of the stream alone: elsewhere nobody reads
+def _last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
+    """Compute the last layer's feed-forward part only at `_read.places` of the stream: elsewhere nobody reads
     what comes out. A thirtieth of the time of a model of thirty layers."""
     mlp = getattr(backbone(model).layers[-1], "mlp", None)
     if mlp is None:
@@ -220,9 +262,9 @@ def _last_mlp_at(model: PreTrainedModel, places: Sequence[int]) -> Iterator[None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(x)
-        if not places:
+        if not _read.places:
             return out
-        index = torch.tensor(places, device=x.device)
+        index = torch.tensor(_read.places, device=x.device)
         return out.index_copy(1, index, plain(x.index_select(1, index)))
 
     mlp.forward = forward

@@ -27,10 +27,9 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", 
               "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "DISTILLCTL_TESTING", "DISTILLCTL_CRASH_AT",
               "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME",
               "GLOO_SOCKET_IFNAME")
-# One GPU: TRL refuses DataParallel.
+# One GPU: TRL refuses DataParallel. A thread that waits awake takes the core from another program's.
 DEFAULTS = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
-            "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONUNBUFFERED": "1"}
-_LOOKS, _LOOK_S = 5, 0.02  # at what else is computed before a trainer is started
+            "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def start(folder: Path, *, again: bool = False, offline: bool = False, also: Sequence[str] = (),
@@ -47,7 +46,7 @@ def start(folder: Path, *, again: bool = False, offline: bool = False, also: Seq
         if again:
             with (folder / _RESTARTS).open("a", encoding="utf-8") as file:
                 file.write(f"{time.time()}\n")
-        environment = DEFAULTS | waiting() | {
+        environment = DEFAULTS | {
             name: os.environ[name] for name in (*_PASSED_ON, *also) if name in os.environ}
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpus(devices)
         if offline:
@@ -62,24 +61,6 @@ def start(folder: Path, *, again: bool = False, offline: bool = False, also: Seq
         # whoever started it is told of its end, looked for or not, so that it never stays a zombie
         threading.Thread(target=child.wait, name="trainer-ended", daemon=True).start()
         return True
-
-
-def waiting() -> dict[str, str]:
-    """How a trainer's threads wait for each other, as environment variables of OpenMP (GNU's, on Linux).
-
-    Asleep where other programs compute: a thread that waits awake takes the core from the one it waits for.
-    Where none does, awake for less than a tenth of a millisecond and then asleep: a virtual machine may take
-    longer to wake a thread than the thread then computes.
-    """
-    path = Path("/proc/loadavg")
-    if not path.exists():
-        return {}
-    running = []
-    for _ in range(_LOOKS):
-        running.append(int(path.read_text().split()[3].partition("/")[0]))  # with this process
-        time.sleep(_LOOK_S)
-    alone = sorted(running)[_LOOKS // 2] <= 1
-    return {"GOMP_SPINCOUNT": "4000"} if alone else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def visible_gpus(devices: int) -> str:

@@ -11,12 +11,15 @@ from itertools import groupby
 
 from transformers import PreTrainedModel
 
+from distillctl_local.division import even
 from distillctl_local.encode import common_prefix
+from distillctl_local.parallel import side_by_side
 from distillctl_local.stream import NO_PREFIX, Prefix, compute_prefix
 
 HELD = 8  # prefixes kept at once
 SEEN = 16  # earlier prompts that new ones are compared with
 SHORTEST = 8  # tokens; sharing fewer is not worth the bookkeeping
+TOKENS = 4096  # most of them in one pass
 WORTH = 32  # tokens that a kind of its own must share beyond what all share
 
 
@@ -40,6 +43,15 @@ class Prefixes:
             groups.setdefault(own, []).append(number)
         return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
                 for own, numbers in groups.items()]
+
+    def batches(self, prompts: Sequence[list[int]], extra: int, rows: int,
+                ) -> list[tuple[Prefix, list[int]]]:
+        """The prompts' numbers by prefix, in batches of prompts of similar length: at most `rows` of them,
+        and TOKENS tokens behind the prefix with `extra` more for each."""
+        return [(prefix, [numbers[place] for place in batch])
+                for prefix, numbers in self.split(prompts)
+                for batch in even([len(prompts[number]) - len(prefix) + extra for number in numbers],
+                                  TOKENS, side_by_side(self._model), rows)]
 
     def _prefix(self, ids: list[int]) -> Prefix:
         """A prefix of `ids`, all of them or nearly: one that is kept, cut from a longer one, or computed."""
@@ -70,19 +82,3 @@ def _kinds(prompts: list[list[int]], before: int = 0) -> list[list[int]]:
         if len(kind) < len(prompts):
             found += _kinds(kind, before)
     return found
-
-
-def by_length(prompts: Sequence[Sequence[int]], numbers: Sequence[int], extra: int, rows: int,
-              tokens: int) -> list[list[int]]:
-    """`numbers` in batches of prompts of similar length: at most `rows` of them, and `tokens` tokens with
-    `extra` (may be negative) for each."""
-    batches: list[list[int]] = []
-    size = 0
-    for number in sorted(numbers, key=lambda number: len(prompts[number])):
-        length = len(prompts[number]) + extra
-        if not batches or len(batches[-1]) == rows or size + length > tokens:
-            batches.append([])
-            size = 0
-        batches[-1].append(number)
-        size += length
-    return batches

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from distillctl_local import stream
+from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.prompts import Prefixes, by_length
+from distillctl_local.parallel import each
+from distillctl_local.prompts import Prefixes
 from distillctl_local.stream import Prefix, Rows, Tail
 
-TOKENS = 4096  # most tokens in one pass
 LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
 
 
@@ -76,23 +78,28 @@ class LabelScorer:
         if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
+        batches = self._prefixes.batches(prompts, self._trie.nodes - 1,
+                                         max(1, LOGITS // (self._trie.nodes * self._facts.vocab)))
+
+        def score(batch: tuple[Prefix, list[int]]) -> torch.Tensor:
+            prefix, numbers = batch
+            return self._score([prompts[number][len(prefix):] for number in numbers], prefix)
+
         scores = torch.empty(len(prompts), len(self._answers))
-        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
-        for prefix, numbers in self._prefixes.split(prompts):
-            extra = self._trie.nodes - 1 - len(prefix)
-            for batch in by_length(prompts, numbers, extra, rows, TOKENS):
-                scores[batch] = self._score([prompts[number] for number in batch], prefix).cpu()
+        with attention_is(self._model, stream.NAME):
+            for (_, numbers), found in zip(batches, each(self._model, score, batches), strict=True):
+                scores[numbers] = found
         return scores.log_softmax(-1)
 
     @torch.inference_mode()
-    def _score(self, prompts: Sequence[list[int]], prefix: Prefix) -> torch.Tensor:
-        """Log probability of each label's answer, [prompts, labels]."""
+    def _score(self, rests: Sequence[list[int]], prefix: Prefix) -> torch.Tensor:
+        """Log probability of each label's answer, [prompts, labels] on the CPU. rests: what each prompt has
+        behind the prefix."""
         trie = self._trie
-        logits = Rows(self._model, prefix, len(prompts)).extend(
-            [prompt[len(prefix):] for prompt in prompts], keep=trie.nodes, tail=trie.tail)
+        logits = Rows(self._model, prefix, len(rests)).extend(rests, keep=trie.nodes, tail=trie.tail)
         totals = torch.stack([row.logsumexp(-1) for row in logits])  # all at once they leave the caches
         edges = logits[:, trie.edge_nodes, trie.edge_tokens] - totals[:, trie.edge_nodes]
-        return edges @ trie.paths.t().to(edges.device)
+        return (edges @ trie.paths.t().to(edges.device)).cpu()
 
 
 @torch.inference_mode()

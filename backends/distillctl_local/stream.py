@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from distillctl_local.attention import attention_is
 
 NAME = "distillctl_stream"
-GROUP = 8  # rows that attention pads to one length
-SCORES = 2**25  # attention scores at once, 128 MiB in fp32
+SCORES = 2**25  # attention scores at once on a GPU, 128 MiB in fp32
+SCORES_CPU = 2**18  # on a processor, 1 MiB: what its caches hold
 GROWTH = 64  # tokens that a row's state grows by
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [kv heads, tokens, head dim]
@@ -165,7 +165,7 @@ class Rows:
         ends = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
         heads = self._model.config.get_text_config().num_attention_heads
         cost = heads * max(sizes) * (len(self.prefix) + max(ends))
-        rows = min(GROUP if not any(self._lengths) else len(self), max(1, SCORES // cost))
+        rows = max(1, (SCORES_CPU if device.type == "cpu" else SCORES) // cost)
         start = 0
         for first in range(0, len(self), rows):
             last = min(first + rows, len(self))

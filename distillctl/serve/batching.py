@@ -66,7 +66,8 @@ class Batcher:
             self.under_way -= 1
 
     async def _work(self) -> None:
-        size = 1 if self._student.paid else self._student.predictor.max_batch
+        # Half of what it could take: while it is computed, those answered before it ask again.
+        size = 1 if self._student.paid else max(1, self._student.predictor.max_batch // 2)
         while True:
             batch = [await self._queue.get()]
             await asyncio.sleep(0)  # those that came in the same moment
