@@ -16,7 +16,7 @@ from distillctl_local.division import even, passes  # noqa: E402
 from distillctl_local.encode import Encoder  # noqa: E402
 from distillctl_local.generate import Generator  # noqa: E402
 from distillctl_local.losses import next_token  # noqa: E402
-from distillctl_local.parallel import each  # noqa: E402
+from distillctl_local.parallel import each, threads_for  # noqa: E402
 from distillctl_local.prefix import accumulate, side_by_side  # noqa: E402
 from distillctl_local.scoring import LabelScorer  # noqa: E402
 from distillctl_local.sharing import share_prefixes  # noqa: E402
@@ -38,15 +38,17 @@ def three_threads() -> Iterator[None]:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.integers(1, 8), st.integers(100, 2000))
-def test_every_row_is_in_one_batch_of_its_size_or_less(sizes: list[int], workers: int, most: int) -> None:
+def test_every_row_is_in_one_batch_and_a_batch_keeps_to_its_share(sizes: list[int], workers: int,
+                                                                  most: int) -> None:
     batches = even(sizes, most, workers)
     assert sorted(number for batch in batches for number in batch) == list(range(len(sizes)))
-    assert all(len(batch) == 1 or sum(sizes[number] for number in batch) <= most for batch in batches)
+    assert all(len(batch) == 1 or sum(sizes[number] for number in batch) <= most // workers
+               for batch in batches)
 
 
 @pytest.mark.parametrize(("rows", "workers", "batches"), [
     (64, 2, [32, 32]), (64, 1, [64]), (4, 2, [2, 2]), (2, 2, [1, 1]), (1, 2, [1]),
-    (250, 2, [63, 63, 63, 61])])
+    (250, 2, [42, 42, 42, 42, 42, 40])])
 def test_workers_have_equally_much_to_do(rows: int, workers: int, batches: list[int]) -> None:
     assert [len(batch) for batch in even([48] * rows, 4096, workers)] == batches
 
@@ -56,12 +58,12 @@ def test_what_is_found_comes_in_the_batches_order_and_the_threads_are_what_they_
         time.sleep(0.05 if number == 0 else 0)
         return number, torch.get_num_threads()
 
-    assert each(tiny_model("llama"), slow_first, range(6)) == [(number, 1) for number in range(6)]
+    assert each(slow_first, range(6), 3) == [(number, 1) for number in range(6)]
     assert torch.get_num_threads() == 3
 
 
 def test_fewer_batches_than_threads_share_them_all() -> None:
-    assert each(tiny_model("llama"), lambda _: torch.get_num_threads(), [0]) == [3]
+    assert each(lambda _: torch.get_num_threads(), [0], 3) == [3]
 
 
 def test_an_error_in_one_batch_is_raised_and_the_threads_are_what_they_were() -> None:
@@ -70,7 +72,14 @@ def test_an_error_in_one_batch_is_raised_and_the_threads_are_what_they_were() ->
             raise ValueError("no room")
 
     with pytest.raises(ValueError, match="no room"):
-        each(tiny_model("llama"), fails, range(3))
+        each(fails, range(3), 3)
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("tokens", "threads"), [(1, 1), (127, 1), (128, 2), (10_000, 3)])
+def test_few_tokens_are_computed_on_few_threads(tokens: int, threads: int) -> None:
+    with threads_for(tokens):
+        assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == 3
 
 
@@ -79,7 +88,7 @@ def test_gradients_are_the_plain_ones(family: str) -> None:
     wrapped, model = adapted(family)
     loss = reference(model, ROWS)
     wanted = gradients(wrapped)
-    assert all(len(kind.batches) > 1 for kind in passes(ROWS, 100_000, side_by_side(model)))
+    assert all(len(kind.batches) > 1 for kind in passes(ROWS, 100_000, 3))
     assert accumulate(model, ROWS, 100_000, next_token) == pytest.approx(loss, rel=1e-5)
     assert_same(gradients(wrapped), wanted)
 
@@ -100,11 +109,16 @@ def test_gradients_do_not_depend_on_who_was_first() -> None:
 
 def test_every_weight_or_dropout_is_trained_batch_by_batch() -> None:
     model = tiny_model("llama")
-    assert side_by_side(model.requires_grad_()) == 1
+    assert side_by_side(model.requires_grad_(), 10, 1000) == 1
     drops = LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear")
     dropping = get_peft_model(tiny_model("llama"), drops)
-    assert side_by_side(dropping.get_base_model()) == 1
-    assert side_by_side(adapted("llama")[1]) == 3
+    assert side_by_side(dropping.get_base_model(), 10, 1000) == 1
+    assert side_by_side(adapted("llama")[1], 10, 1000) == 3
+
+
+def test_long_rows_are_not_computed_side_by_side_beyond_what_is_allowed_at_once() -> None:
+    _, model = adapted("llama")
+    assert [side_by_side(model, 500, most) for most in (400, 1000, 1499, 1500, 9000)] == [1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

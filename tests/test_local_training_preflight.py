@@ -109,6 +109,7 @@ def test_memory_follows_the_base_the_adapter_and_the_tokens() -> None:
     assert Memory(SMOLLM2, train, 4).kept(0) - base == 2 * SMOLLM2.parameters
     more = Memory(SMOLLM2, train.model_copy(update={"lora": LoraSpec(rank=32)}), 2).kept(0) - base
     assert more == 16 * adapter_parameters(SMOLLM2, 16)
+    assert Memory(SMOLLM2, train, 2, side_by_side=3).kept(0) - base == 12 * adapter_parameters(SMOLLM2, 16)
     assert Memory(SMOLLM2, train, 2).kept(2000) > Memory(SMOLLM2, train, 2).kept(1000) > base
 
 
@@ -143,7 +144,7 @@ def peak():
 
 family, dtype, length, shared = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 every = sys.argv[5:] == ["every"]
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 torch.nn.Linear(8, 8)(torch.ones(1, 8))
 spec = TrainSpec()
 add_adapter(tiny_model(family), spec)  # what it imports is not counted
@@ -163,7 +164,7 @@ for _ in range(2):
     optimizer.step()
     optimizer.zero_grad()
 libraries = 2**30
-memory = Memory(facts, spec, dtype.itemsize)
+memory = Memory(facts, spec, dtype.itemsize, side_by_side=2)
 print((peak() - before) / (memory.kept(*_at_once(rows, spec, LocalSettings(), False)) - libraries))
 """
 

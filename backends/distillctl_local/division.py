@@ -52,17 +52,17 @@ def _kinds(rows: Sequence[Row]) -> Iterator[tuple[list[int], list[Row]]]:
 
 def _micro_batches(rows: Sequence[Row], micro_tokens: int, side_by_side: int = 1) -> list[list[Row]]:
     return [[rows[number] for number in batch]
-            for batch in even([row.rest for row in rows], micro_tokens // side_by_side, side_by_side)]
+            for batch in even([row.rest for row in rows], micro_tokens, side_by_side)]
 
 
 def even(sizes: Sequence[int], most: int, side_by_side: int, rows: int | None = None) -> list[list[int]]:
-    """The numbers of rows of these sizes by size, in batches of at most `most` together and of at most `rows`
-    rows; a larger row is a batch of its own. There are so many batches, about equally large, that all
-    `side_by_side` workers have one."""
-    total = sum(sizes)
-    rounds = -(-total // (side_by_side * most))
+    """The numbers of rows of these sizes by size, in batches. Those that are computed side by side have at
+    most `most` and `rows` rows together; a row that is larger than its share is a batch of its own. Where
+    there is more than one worker they all have a batch, about equally large."""
     if side_by_side > 1:
-        most = min(most, total // (side_by_side * rounds) + max(sizes) // 2)
+        rounds = -(-sum(sizes) // most)
+        most = min(most // side_by_side, sum(sizes) // (side_by_side * rounds) + max(sizes) // 2)
+        rows = rows and max(1, rows // side_by_side)
     batches: list[list[int]] = []
     size = 0
     for number in sorted(range(len(sizes)), key=sizes.__getitem__):

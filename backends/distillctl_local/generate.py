@@ -21,8 +21,8 @@ from distillctl.types import Finish
 from distillctl_local import stream
 from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.parallel import each
-from distillctl_local.prompts import Prefixes
+from distillctl_local.parallel import each, side_by_side
+from distillctl_local.prompts import TOKENS, Prefixes
 from distillctl_local.stream import Prefix, Rows
 
 ROWS = 64
@@ -125,9 +125,10 @@ class Generator:
             self._run([prompts[number][len(prefix):] for number in numbers],
                       [answers[number] for number in numbers], Rows(self._model, prefix, len(numbers)))
 
-        batches = self._prefixes.batches(prompts, 0, ROWS)
+        workers = side_by_side(self._model, max(map(len, prompts)), TOKENS)
+        batches = self._prefixes.batches(prompts, 0, ROWS * workers, workers)
         with attention_is(self._model, stream.NAME):
-            each(self._model, run, batches)
+            each(run, batches, workers)
         return answers
 
     @torch.inference_mode()

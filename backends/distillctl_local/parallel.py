@@ -6,8 +6,9 @@ all for the slowest. With a batch each they need not. A GPU computes one batch a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,18 +16,20 @@ from transformers import PreTrainedModel
 
 Batch = TypeVar("Batch")
 Found = TypeVar("Found")
+WORTH = 64  # tokens of a batch for each thread; with fewer they wait longer than they save
 
 
-def side_by_side(model: PreTrainedModel) -> int:
-    """How many batches `model` computes side by side: as many as it has threads, one on a GPU."""
-    return torch.get_num_threads() if model.device.type == "cpu" else 1
+def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
+    """How many batches `model` computes side by side: one on a GPU, else as many as it has threads, but with
+    rows of up to `longest` tokens no more than `most` tokens together."""
+    return max(1, min(torch.get_num_threads(), most // longest)) if model.device.type == "cpu" else 1
 
 
-def each(model: PreTrainedModel, compute: Callable[[Batch], Found], batches: Sequence[Batch]) -> list[Found]:
-    """What `compute` finds for each batch, in their order. What belongs to the model, and not to a thread,
-    must stay as it is meanwhile."""
+def each(compute: Callable[[Batch], Found], batches: Sequence[Batch], workers: int) -> list[Found]:
+    """What `compute` finds for each batch, in their order, by so many at a time. What belongs to the model,
+    and not to a thread, must stay as it is meanwhile."""
     threads = torch.get_num_threads()
-    workers = min(side_by_side(model), len(batches))
+    workers = min(workers, len(batches))
     if workers < 2:
         return [compute(batch) for batch in batches]
     try:
@@ -35,3 +38,14 @@ def each(model: PreTrainedModel, compute: Callable[[Batch], Found], batches: Seq
             return list(pool.map(compute, batches))
     finally:
         torch.set_num_threads(threads)  # also for threads that start later: they take the number set last
+
+
+@contextmanager
+def threads_for(tokens: int) -> Iterator[None]:
+    """No more threads than `tokens` tokens that are computed at once are worth."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(threads, tokens // WORTH)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -135,25 +135,28 @@ def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, l
     supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
     """
     total = supervised or sum(len(row.completion) for row in rows)
-    return run(model, passes(rows, micro_tokens, side_by_side(model)), loss, total)
+    workers = side_by_side(model, max(row.rest for row in rows), micro_tokens) if rows else 1
+    return run(model, passes(rows, micro_tokens, workers), loss, total, workers)
 
 
-def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int) -> float:
-    """As `accumulate`, with the passes already laid out."""
+def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int,
+        workers: int = 1) -> float:
+    """As `accumulate`, with the passes already laid out, `workers` of them at a time."""
     def loss_of(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
 
     found = 0.0
     for kind in kinds:
         if kind.prefix:
-            found += _behind_prefix(model, kind, loss_of)
+            found += _behind_prefix(model, kind, loss_of, workers)
         else:
-            found += _add(model, kind.batches, lambda batch: loss_of(_whole(model, batch.rows), batch))
+            found += _add(model, kind.batches,
+                          lambda batch: loss_of(_whole(model, batch.rows), batch), workers)
     return found
 
 
 def _behind_prefix(model: PreTrainedModel, kind: Kind,
-                   loss_of: Callable[[torch.Tensor, Batch], torch.Tensor]) -> float:
+                   loss_of: Callable[[torch.Tensor, Batch], torch.Tensor], workers: int) -> float:
     """Both stages of rows with one prefix; returns the sum of their losses."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
@@ -161,27 +164,28 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind,
     cache = DynamicCache(config=model.config)
     with _last_mlp_where_read(model):
         _read.places = []
-        with attention_is(model, "eager"):
+        with attention_is(model, "eager"), parallel.threads_for(len(kind.prefix)):
             backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
         states = [(layer.keys, layer.values) for layer in cache.layers]
         leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
         with attention_is(model, NAME):
             found = _add(model, kind.batches,
-                         lambda batch: loss_of(_rest(model, batch.rows, leaves), batch), leaves)
+                         lambda batch: loss_of(_rest(model, batch.rows, leaves), batch), workers, leaves)
     last = backbone(model).layers[-1]
     if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
         last.unshard()
-    torch.autograd.backward([part for pair in states for part in pair],
-                            [part.grad for pair in leaves for part in pair])
+    with parallel.threads_for(len(kind.prefix)):
+        torch.autograd.backward([part for pair in states for part in pair],
+                                [part.grad for pair in leaves for part in pair])
     return found
 
 
 def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Batch], torch.Tensor],
-         leaves: Sequence[KeyValue] = ()) -> float:
+         workers: int, leaves: Sequence[KeyValue] = ()) -> float:
     """Add the gradients of all batches to the parameters and the leaves; returns the sum of the losses, which
     `compute` finds. Side by side they are added in the batches' order, so that the sum does not depend on who
     was first."""
-    if side_by_side(model) == 1:
+    if workers == 1:
         found = 0.0
         for batch in batches:
             part = compute(batch)
@@ -196,7 +200,7 @@ def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Ba
         return part.item(), torch.autograd.grad(part, wanted, allow_unused=True)
 
     found = 0.0
-    for part, gradients in parallel.each(model, both, batches):
+    for part, gradients in parallel.each(both, batches, workers):
         found += part
         for one, gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
@@ -204,14 +208,14 @@ def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Ba
     return found
 
 
-def side_by_side(model: PreTrainedModel) -> int:
-    """How many batches are computed at once. One where the base is divided among devices; where every weight
-    is trained, whose gradients are too large to hold for each batch; and with dropout, whose masks would
-    depend on who was first."""
+def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int:
+    """How many batches of rows of up to `longest` tokens are computed at once. One where the base is divided
+    among devices; where every weight is trained, whose gradients are too large to hold for each batch; and
+    with dropout, whose masks would depend on who was first."""
     if (hasattr(backbone(model).layers[-1], "unshard") or all(p.requires_grad for p in model.parameters())
             or any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())):
         return 1
-    return parallel.side_by_side(model)
+    return parallel.side_by_side(model, longest, micro_tokens)
 
 
 def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:

@@ -15,7 +15,8 @@ checkpointing (Unsloth) every layer keeps its input alone and one is computed an
 16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. Where every weight is trained,
 16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
 made beside the one that it is added to, once for the input and once for the head. Where D devices divide the
-base, N·b is times 1/D + 2/L. A test holds measured peaks against it.
+base, N·b is times 1/D + 2/L. Where a processor computes W batches side by side, 4·W·A come to it, each one's
+gradients. A test holds measured peaks against it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
 from distillctl_local import devices, engines, full, models, shard, tracking, unsloth_engine
 from distillctl_local.data import Row
-from distillctl_local.hardware import cpu_computes_bf16, gpu_memory_available, memory_available
+from distillctl_local.hardware import cores, cpu_computes_bf16, gpu_memory_available, memory_available
 from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import (
@@ -103,7 +104,8 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                     f"{devices.in_words(settings)} ({why}), {_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None),
-                    settings.devices if settings.shard else 1)
+                    settings.devices if settings.shard else 1,
+                    1 if on_gpu else _side_by_side(rows, settings))
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
     needed *= 1 if on_gpu else settings.devices
@@ -171,13 +173,14 @@ def adapter_parameters(facts: ModelFacts, rank: int) -> int:
 class Memory:
     """Bytes at the peak of training, by the formula above. width: bytes of a number of the base that is not
     quantised, 4 where every weight is trained; bits: of its linear layers where it is; parts: how many
-    devices they are divided among."""
+    devices they are divided among; side_by_side: batches."""
 
     facts: ModelFacts
     train: TrainSpec
     width: int
     bits: int | None = None
     parts: int = 1
+    side_by_side: int = 1
 
     def kept(self, tokens: float, pairs: float = 0) -> float:
         """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
@@ -207,7 +210,8 @@ class Memory:
         if self.parts > 1:  # two layers are whole: one that computes, one on its way
             weights *= min(1.0, 1 / self.parts + 2 / facts.layers)
         weights += (facts.parameters - linear) * self.width
-        return weights + 16 * adapter_parameters(facts, self.train.lora.rank)
+        held = 4 * self.side_by_side if self.side_by_side > 1 else 0
+        return weights + (16 + held) * adapter_parameters(facts, self.train.lora.rank)
 
 
 def _rows(job: TrainJob, model: str) -> tuple[list[Row], bool]:
@@ -256,6 +260,12 @@ def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
         pairs += row.rest * (row.prefix + row.rest)
     prefix = max(row.prefix for row in rows)
     return prefix + tokens, 0 if on_gpu else prefix**2 + pairs
+
+
+def _side_by_side(rows: Sequence[Row], settings: LocalSettings) -> int:
+    """How many batches a processor may compute at a time."""
+    threads = (settings.threads or cores()) // settings.devices
+    return max(1, min(threads, settings.micro_tokens // max(row.rest for row in rows)))
 
 
 def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool, count: int) -> list[Problem]:

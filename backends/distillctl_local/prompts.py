@@ -13,13 +13,12 @@ from transformers import PreTrainedModel
 
 from distillctl_local.division import even
 from distillctl_local.encode import common_prefix
-from distillctl_local.parallel import side_by_side
 from distillctl_local.stream import NO_PREFIX, Prefix, compute_prefix
 
 HELD = 8  # prefixes kept at once
 SEEN = 16  # earlier prompts that new ones are compared with
 SHORTEST = 8  # tokens; sharing fewer is not worth the bookkeeping
-TOKENS = 4096  # most of them in one pass
+TOKENS = 4096  # most of them at once
 WORTH = 32  # tokens that a kind of its own must share beyond what all share
 
 
@@ -44,14 +43,14 @@ class Prefixes:
         return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
                 for own, numbers in groups.items()]
 
-    def batches(self, prompts: Sequence[list[int]], extra: int, rows: int,
+    def batches(self, prompts: Sequence[list[int]], extra: int, rows: int, workers: int,
                 ) -> list[tuple[Prefix, list[int]]]:
-        """The prompts' numbers by prefix, in batches of prompts of similar length: at most `rows` of them,
-        and TOKENS tokens behind the prefix with `extra` more for each."""
+        """The prompts' numbers by prefix, in batches of prompts of similar length. `workers` of them together
+        have at most `rows` prompts, and TOKENS tokens behind the prefix with `extra` more for each."""
         return [(prefix, [numbers[place] for place in batch])
                 for prefix, numbers in self.split(prompts)
                 for batch in even([len(prompts[number]) - len(prefix) + extra for number in numbers],
-                                  TOKENS, side_by_side(self._model), rows)]
+                                  TOKENS, workers, rows)]
 
     def _prefix(self, ids: list[int]) -> Prefix:
         """A prefix of `ids`, all of them or nearly: one that is kept, cut from a longer one, or computed."""

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from distillctl_local import stream
 from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.parallel import each
-from distillctl_local.prompts import Prefixes
+from distillctl_local.parallel import each, side_by_side, threads_for
+from distillctl_local.prompts import TOKENS, Prefixes
 from distillctl_local.stream import Prefix, Rows, Tail
 
-LOGITS = 64_000_000  # most logits in one pass: 256 MB in fp32
+LOGITS = 64_000_000  # most logits at once: 256 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class LabelScorer:
         if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
-        batches = self._prefixes.batches(prompts, self._trie.nodes - 1,
-                                         max(1, LOGITS // (self._trie.nodes * self._facts.vocab)))
+        workers = side_by_side(self._model, max(map(len, prompts)), TOKENS)
+        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
+        batches = self._prefixes.batches(prompts, self._trie.nodes - 1, rows, workers)
 
         def score(batch: tuple[Prefix, list[int]]) -> torch.Tensor:
             prefix, numbers = batch
@@ -87,7 +88,7 @@ class LabelScorer:
 
         scores = torch.empty(len(prompts), len(self._answers))
         with attention_is(self._model, stream.NAME):
-            for (_, numbers), found in zip(batches, each(self._model, score, batches), strict=True):
+            for (_, numbers), found in zip(batches, each(score, batches, workers), strict=True):
                 scores[numbers] = found
         return scores.log_softmax(-1)
 
@@ -96,7 +97,8 @@ class LabelScorer:
         """Log probability of each label's answer, [prompts, labels] on the CPU. rests: what each prompt has
         behind the prefix."""
         trie = self._trie
-        logits = Rows(self._model, prefix, len(rests)).extend(rests, keep=trie.nodes, tail=trie.tail)
+        with threads_for(sum(map(len, rests)) + len(rests) * len(trie.tail.ids)):
+            logits = Rows(self._model, prefix, len(rests)).extend(rests, keep=trie.nodes, tail=trie.tail)
         totals = torch.stack([row.logsumexp(-1) for row in logits])  # all at once they leave the caches
         edges = logits[:, trie.edge_nodes, trie.edge_tokens] - totals[:, trie.edge_nodes]
         return (edges @ trie.paths.t().to(edges.device)).cpu()
