@@ -121,6 +121,12 @@ def test_long_rows_are_not_computed_side_by_side_beyond_what_is_allowed_at_once(
     assert [side_by_side(model, 500, most) for most in (400, 1000, 1499, 1500, 9000)] == [1, 2, 2, 3, 3]
 
 
+def test_where_positions_are_scaled_by_the_length_batches_follow_each_other() -> None:
+    scaled = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    _, model = adapted("llama", rope_parameters=scaled)
+    assert side_by_side(model, 10, 1000) == 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_have_the_scores_that_one_thread_gives_them(family: str) -> None:
     model = tiny_model(family)

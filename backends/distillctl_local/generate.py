@@ -125,7 +125,7 @@ class Generator:
             self._run([prompts[number][len(prefix):] for number in numbers],
                       [answers[number] for number in numbers], Rows(self._model, prefix, len(numbers)))
 
-        workers = side_by_side(self._model, max(map(len, prompts)), TOKENS)
+        workers = side_by_side(self._model, max(map(len, prompts), default=1), TOKENS)
         batches = self._prefixes.batches(prompts, 0, ROWS * workers, workers)
         with attention_is(self._model, stream.NAME):
             each(run, batches, workers)

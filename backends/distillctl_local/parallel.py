@@ -21,8 +21,13 @@ WORTH = 64  # tokens of a batch for each thread; with fewer they wait longer tha
 
 def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
     """How many batches `model` computes side by side: one on a GPU, else as many as it has threads, but with
-    rows of up to `longest` tokens no more than `most` tokens together."""
-    return max(1, min(torch.get_num_threads(), most // longest)) if model.device.type == "cpu" else 1
+    rows of up to `longest` tokens no more than `most` tokens together. One where rotary positions are scaled
+    by the length of what is computed: the model keeps that scale."""
+    if model.device.type != "cpu" or any(
+            scaled in str(getattr(module, "rope_type", None))  # a name, or one for each kind of layer
+            for module in model.modules() for scaled in ("dynamic", "longrope")):
+        return 1
+    return max(1, min(torch.get_num_threads(), most // longest))
 
 
 def each(compute: Callable[[Batch], Found], batches: Sequence[Batch], workers: int) -> list[Found]:

@@ -34,8 +34,8 @@ from distillctl_local.losses import Loss
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
-_read = threading.local()  # `places` of the stream whose last hidden state is read, of this thread's pass
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
+_read = threading.local()  # `places` of the stream whose last hidden state is read, in this thread's pass
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
 
@@ -212,8 +212,9 @@ def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int
     """How many batches of rows of up to `longest` tokens are computed at once. One where the base is divided
     among devices; where every weight is trained, whose gradients are too large to hold for each batch; and
     with dropout, whose masks would depend on who was first."""
-    if (hasattr(backbone(model).layers[-1], "unshard") or all(p.requires_grad for p in model.parameters())
-            or any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())):
+    if all(parameter.requires_grad for parameter in model.parameters()) or any(
+            hasattr(module, "unshard") or (isinstance(module, torch.nn.Dropout) and module.p)
+            for module in model.modules()):
         return 1
     return parallel.side_by_side(model, longest, micro_tokens)
 

@@ -78,7 +78,7 @@ class LabelScorer:
         if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
-        workers = side_by_side(self._model, max(map(len, prompts)), TOKENS)
+        workers = side_by_side(self._model, max(map(len, prompts), default=1), TOKENS)
         rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
         batches = self._prefixes.batches(prompts, self._trie.nodes - 1, rows, workers)
 
