@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillctl_local.process import DEFAULTS, waiting
+from distillctl_local.process import DEFAULTS
 from distillctl_local.result import kind_of
 from distillctl_local.settings import LocalSettings
 from distillctl_local.trainer import Events
@@ -81,7 +81,7 @@ def train(work: Path) -> dict[str, JSON]:
     """Run the trainer and tell its events as they come; its outcome. Raises BackendError where it failed."""
     story, told = work / "events.jsonl", 0
     trainer = subprocess.Popen([sys.executable, "-m", "distillctl_local.trainer", str(work)],
-                               stdin=subprocess.DEVNULL, env={**DEFAULTS, **waiting(), **os.environ})
+                               stdin=subprocess.DEVNULL, env={**DEFAULTS, **os.environ})
     while True:
         ended = trainer.poll() is not None  # before the story is read: it may grow in between
         told = _tell(story, told)
