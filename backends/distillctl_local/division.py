@@ -55,6 +55,12 @@ def _micro_batches(rows: Sequence[Row], micro_tokens: int, side_by_side: int = 1
             for batch in even([row.rest for row in rows], micro_tokens, side_by_side)]
 
 
+def workers(threads: int, longest: int, most: int) -> int:
+    """How many batches so many threads compute side by side, which together have at most `most` tokens in
+    rows of up to `longest`."""
+    return max(1, min(threads, most // longest))
+
+
 def even(sizes: Sequence[int], most: int, side_by_side: int, rows: int | None = None) -> list[list[int]]:
     """The numbers of rows of these sizes by size, in batches. Those that are computed side by side have at
     most `most` and `rows` rows together; a row that is larger than its share is a batch of its own. Where

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from distillctl_local import division
+
 Batch = TypeVar("Batch")
 Found = TypeVar("Found")
 WORTH = 64  # tokens of a batch for each thread; with fewer they wait longer than they save
@@ -27,7 +29,7 @@ def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
             scaled in str(getattr(module, "rope_type", None))  # a name, or one for each kind of layer
             for module in model.modules() for scaled in ("dynamic", "longrope")):
         return 1
-    return max(1, min(torch.get_num_threads(), most // longest))
+    return division.workers(torch.get_num_threads(), longest, most)
 
 
 def each(compute: Callable[[Batch], Found], batches: Sequence[Batch], workers: int) -> list[Found]:

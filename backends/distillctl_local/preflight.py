@@ -37,6 +37,7 @@ from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import read_jsonl
 from distillctl_local import devices, engines, full, models, shard, tracking, unsloth_engine
 from distillctl_local.data import Row
+from distillctl_local.division import workers
 from distillctl_local.hardware import cores, cpu_computes_bf16, gpu_memory_available, memory_available
 from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
@@ -105,7 +106,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None),
                     settings.devices if settings.shard else 1,
-                    1 if on_gpu else _side_by_side(rows, settings))
+                    1 if on_gpu or settings.shard or dropout_of(job.train) else _side_by_side(rows, settings))
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
     needed *= 1 if on_gpu else settings.devices
@@ -265,7 +266,7 @@ def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
 def _side_by_side(rows: Sequence[Row], settings: LocalSettings) -> int:
     """How many batches a processor may compute at a time."""
     threads = (settings.threads or cores()) // settings.devices
-    return max(1, min(threads, settings.micro_tokens // max(row.rest for row in rows)))
+    return workers(threads, max(row.rest for row in rows), settings.micro_tokens)
 
 
 def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool, count: int) -> list[Problem]:
