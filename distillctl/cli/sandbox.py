@@ -30,7 +30,7 @@ def sandbox(name: str, port: int, state: Path | None, student: str, speed: float
     """Stand in for a hosted provider on this machine: its wire format, states, delays and refusals, and
     behind them a small model that really learns from what is uploaded. Costs nothing; Ctrl-C ends it."""
     import tempfile
-    import threading
+    import time
 
     from distillctl.sandbox import part
     from distillctl.sandbox.faults import parse_fault
@@ -45,7 +45,8 @@ def sandbox(name: str, port: int, state: Path | None, student: str, speed: float
             say(f"  {line}")
         say("Ctrl-C ends it")
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(1)  # a wait without end may sleep through a signal that another thread was given
         except KeyboardInterrupt:
             seen = counts(server)
             say(f"{sum(seen['requests'].values())} requests, {seen['jobs']} jobs")
