@@ -18,7 +18,7 @@ from distillctl.store.files import safe_join
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
-from distillctl_local.hardware import choose
+from distillctl_local.hardware import choose, freed_memory_kept
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
 from distillctl_local.safety import (
     check_adapter,
@@ -160,25 +160,26 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
 
     if student.kind == "hosted":
         raise StudentError(Problem("is answered by its provider, not on this machine", value=student.model))
-    before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        device, dtype = _chosen(LocalSettings(device=device, precision=precision))
-        model, encoder, identity = load_student(student, folder, dtype=dtype, device=device)
-        if model.dtype is torch.bfloat16:
-            from distillctl_local.precision import multiply_in_bf16
+    with freed_memory_kept():
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            device, dtype = _chosen(LocalSettings(device=device, precision=precision))
+            model, encoder, identity = load_student(student, folder, dtype=dtype, device=device)
+            if model.dtype is torch.bfloat16:
+                from distillctl_local.precision import multiply_in_bf16
 
-            multiply_in_bf16(model)
-        predictor = LocalPredictor(model, encoder, task, how, identity | identity_of_mode(task, how))
-        del model
-        yield predictor
-    finally:
-        predictor = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        torch.set_num_threads(before)
+                multiply_in_bf16(model)
+            predictor = LocalPredictor(model, encoder, task, how, identity | identity_of_mode(task, how))
+            del model
+            yield predictor
+        finally:
+            predictor = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            torch.set_num_threads(before)
 
 
 def identity_of_mode(task: Task, how: EvaluateSpec) -> dict[str, JSON]:

@@ -27,6 +27,7 @@ from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
 from distillctl_local import devices, full, process, shard
+from distillctl_local.hardware import freed_memory_kept
 from distillctl_local.ranks import Ranks, join
 from distillctl_local.settings import LocalSettings
 
@@ -73,7 +74,8 @@ def main(folder: Path) -> int:
     ranks = join(folder)
     events = Events(folder / "events.jsonl" if ranks.first else None)
     try:
-        train(folder, events, ranks)
+        with freed_memory_kept():
+            train(folder, events, ranks)
     except Exception as error:
         traceback.print_exc()  # into the job's own log
         if ranks.count > 1 and not isinstance(error, DistillctlError):
