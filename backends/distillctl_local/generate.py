@@ -18,14 +18,11 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Finish
-from distillctl_local import stream
-from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.parallel import each, side_by_side
-from distillctl_local.prompts import TOKENS, Prefixes
+from distillctl_local.prompts import Prefixes
 from distillctl_local.stream import Prefix, Rows
 
-ROWS = 64
+ROWS = 128  # most answers at once
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -120,15 +117,11 @@ class Generator:
                 self._run([prompt], [answer], WholeRow(self._model))
             return answers
 
-        def run(batch: tuple[Prefix, list[int]]) -> None:
-            prefix, numbers = batch
+        def run(prefix: Prefix, numbers: list[int]) -> None:
             self._run([prompts[number][len(prefix):] for number in numbers],
                       [answers[number] for number in numbers], Rows(self._model, prefix, len(numbers)))
 
-        workers = side_by_side(self._model, max(map(len, prompts), default=1), TOKENS)
-        batches = self._prefixes.batches(prompts, 0, ROWS * workers, workers)
-        with attention_is(self._model, stream.NAME):
-            each(run, batches, workers)
+        self._prefixes.each(run, prompts, 0, ROWS)
         return answers
 
     @torch.inference_mode()

@@ -15,9 +15,7 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +29,11 @@ from distillctl_local.attention import attention_is
 from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
 from distillctl_local.losses import Loss
+from distillctl_local.readout import backbone, last_mlp_where_read, read_at
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
-_read = threading.local()  # `places` of the stream whose last hidden state is read, in this thread's pass
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
 
@@ -162,8 +160,8 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind,
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     ids = torch.tensor([kind.prefix], device=model.device)
     cache = DynamicCache(config=model.config)
-    with _last_mlp_where_read(model):
-        _read.places = []
+    with last_mlp_where_read(model):
+        read_at([])
         with attention_is(model, "eager"), parallel.threads_for(len(kind.prefix)):
             backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
         states = [(layer.keys, layer.values) for layer in cache.layers]
@@ -248,35 +246,11 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
     for row, rest in zip(batch, rests, strict=True):
         end += len(rest)
         places += range(end - len(row.completion), end)
-    _read.places = places
+    read_at(places)
     hidden = backbone(model)(
         input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
         attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     return hidden[0, places]
-
-
-@contextmanager
-def _last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
-    """Compute the last layer's feed-forward part only at `_read.places` of the stream: elsewhere nobody reads
-    what comes out. A thirtieth of the time of a model of thirty layers."""
-    mlp = getattr(backbone(model).layers[-1], "mlp", None)
-    if mlp is None:
-        yield
-        return
-    plain = mlp.forward
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros_like(x)
-        if not _read.places:
-            return out
-        index = torch.tensor(_read.places, device=x.device)
-        return out.index_copy(1, index, plain(x.index_select(1, index)))
-
-    mlp.forward = forward
-    try:
-        yield
-    finally:
-        mlp.forward = plain
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -304,8 +278,3 @@ def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) ->
         yield _Group(start, start + size, rows, width, pad.flatten().to(device), unpad.to(device),
                      inverse.to(device), future.to(device))
         start += size
-
-
-def backbone(model: PreTrainedModel) -> torch.nn.Module:
-    """The model without its output head."""
-    return getattr(model, model.base_model_prefix)

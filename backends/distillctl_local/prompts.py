@@ -6,15 +6,18 @@ without a conversation, say. They are found among the prompts of a call and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from transformers import PreTrainedModel
 
 from distillctl_local.division import even
 from distillctl_local.encode import common_prefix
-from distillctl_local.stream import NO_PREFIX, Prefix, compute_prefix
+from distillctl_local.parallel import each, side_by_side
+from distillctl_local.stream import NO_PREFIX, Prefix, compute_prefix, streaming
 
+Found = TypeVar("Found")
 HELD = 8  # prefixes kept at once
 SEEN = 16  # earlier prompts that new ones are compared with
 SHORTEST = 8  # tokens; sharing fewer is not worth the bookkeeping
@@ -43,14 +46,19 @@ class Prefixes:
         return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
                 for own, numbers in groups.items()]
 
-    def batches(self, prompts: Sequence[list[int]], extra: int, rows: int, workers: int,
-                ) -> list[tuple[Prefix, list[int]]]:
-        """The prompts' numbers by prefix, in batches of prompts of similar length. `workers` of them together
-        have at most `rows` prompts, and TOKENS tokens behind the prefix with `extra` more for each."""
-        return [(prefix, [numbers[place] for place in batch])
-                for prefix, numbers in self.split(prompts)
-                for batch in even([len(prompts[number]) - len(prefix) + extra for number in numbers],
-                                  TOKENS, workers, rows)]
+    def each(self, compute: Callable[[Prefix, list[int]], Found], prompts: Sequence[list[int]], extra: int,
+             rows: int) -> list[tuple[list[int], Found]]:
+        """What `compute` finds for a prefix and the numbers of prompts of similar length behind it, for all
+        prompts, with those numbers. As many are computed side by side as the device has a use for; together
+        they have at most `rows` prompts, and TOKENS tokens behind the prefix with `extra` more for each."""
+        workers = side_by_side(self._model, max(map(len, prompts), default=1), TOKENS)
+        batches = [(prefix, [numbers[place] for place in batch])
+                   for prefix, numbers in self.split(prompts)
+                   for batch in even([len(prompts[number]) - len(prefix) + extra for number in numbers],
+                                     TOKENS, workers, rows)]
+        with streaming(self._model):
+            found = each(lambda batch: compute(*batch), batches, workers)
+        return [(numbers, one) for (_, numbers), one in zip(batches, found, strict=True)]
 
     def _prefix(self, ids: list[int]) -> Prefix:
         """A prefix of `ids`, all of them or nearly: one that is kept, cut from a longer one, or computed."""

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from distillctl_local import stream
-from distillctl_local.attention import attention_is
 from distillctl_local.models import facts_of
-from distillctl_local.parallel import each, side_by_side, threads_for
-from distillctl_local.prompts import TOKENS, Prefixes
+from distillctl_local.parallel import threads_for
+from distillctl_local.prompts import Prefixes
 from distillctl_local.stream import Prefix, Rows, Tail
 
 LOGITS = 64_000_000  # most logits at once: 256 MB in fp32
@@ -78,18 +76,13 @@ class LabelScorer:
         if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
-        workers = side_by_side(self._model, max(map(len, prompts), default=1), TOKENS)
-        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
-        batches = self._prefixes.batches(prompts, self._trie.nodes - 1, rows, workers)
-
-        def score(batch: tuple[Prefix, list[int]]) -> torch.Tensor:
-            prefix, numbers = batch
+        def score(prefix: Prefix, numbers: list[int]) -> torch.Tensor:
             return self._score([prompts[number][len(prefix):] for number in numbers], prefix)
 
         scores = torch.empty(len(prompts), len(self._answers))
-        with attention_is(self._model, stream.NAME):
-            for (_, numbers), found in zip(batches, each(score, batches, workers), strict=True):
-                scores[numbers] = found
+        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
+        for numbers, found in self._prefixes.each(score, prompts, self._trie.nodes - 1, rows):
+            scores[numbers] = found
         return scores.log_softmax(-1)
 
     @torch.inference_mode()

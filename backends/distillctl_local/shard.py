@@ -40,7 +40,7 @@ def shard(model: PreTrainedModel, device: str, ranks: Ranks) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from distillctl_local.prefix import backbone
+    from distillctl_local.readout import backbone
 
     mesh = init_device_mesh(device, (ranks.count,))
     for layer in backbone(model).layers:

@@ -9,6 +9,7 @@ of additions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local.attention import attention_is
+from distillctl_local.readout import last_mlp_where_read, read_at
 
 NAME = "distillctl_stream"
 SCORES = 2**25  # attention scores at once on a GPU, 128 MiB in fp32
@@ -91,7 +93,7 @@ class _Layout:
 
 
 class Rows:
-    """Rows behind one prefix that grow: each pass adds tokens to some or all of them."""
+    """Rows behind one prefix that grow, within `streaming`: each pass adds tokens to some or all of them."""
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix, rows: int) -> None:
         self.prefix = prefix
@@ -127,12 +129,11 @@ class Rows:
         at, into = torch.tensor(positions, device=device), torch.tensor(places, device=device)
         self._at.view(-1)[into] = at
         layout = _Layout(self, list(self._groups(sizes, tail, at)), into, max(positions) + 1)
-        with attention_is(self._model, NAME):
-            logits = self._model(
-                input_ids=torch.tensor([ids], device=device), use_cache=False,
-                position_ids=at[None],
-                attention_mask=torch.zeros(1, 1, 1, 1, dtype=self._model.dtype, device=device),  # unused
-                logits_to_keep=torch.tensor(kept, device=device), stream=layout).logits
+        read_at(kept)
+        logits = self._model(
+            input_ids=torch.tensor([ids], device=device), use_cache=False, position_ids=at[None],
+            attention_mask=torch.zeros(1, 1, 1, 1, dtype=self._model.dtype, device=device),  # unused
+            logits_to_keep=torch.tensor(kept, device=device), stream=layout).logits
         self._lengths = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
         return logits[0].float().view(-1, keep, logits.shape[-1])
 
@@ -191,10 +192,18 @@ class Rows:
             start = stop
 
 
+@contextmanager
+def streaming(model: PreTrainedModel) -> Iterator[None]:
+    """Let `model` compute passes of `Rows`, of several threads too, and nothing else."""
+    with attention_is(model, NAME), last_mlp_where_read(model):
+        yield
+
+
 def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
     """The prefix with its keys and values."""
     row = Rows(model, NO_PREFIX, 1)
-    row.extend([ids])
+    with streaming(model):
+        row.extend([ids])
     return Prefix(list(ids), [row.states[layer] for layer in sorted(row.states)])
 
 

@@ -1,0 +1,50 @@
+"""The last layer's feed-forward part, only where its output is read.
+
+Few tokens' last hidden states are read: those that predict a supervised token, or an answer's. At the others
+the last feed-forward part changes nothing, and is a thirtieth of the time of a model of thirty layers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+_read = threading.local()
+
+
+def read_at(places: Sequence[int]) -> None:
+    """Say at which places of the stream the last hidden state of this thread's next pass is read."""
+    _read.places = places
+
+
+@contextmanager
+def last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
+    """Compute the last layer's feed-forward part only where `read_at` says, by each thread for its own pass;
+    elsewhere it is zero."""
+    mlp = getattr(backbone(model).layers[-1], "mlp", None)
+    if mlp is None:
+        yield
+        return
+    plain = mlp.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        if not _read.places:
+            return out
+        index = torch.tensor(_read.places, device=x.device)
+        return out.index_copy(1, index, plain(x.index_select(1, index)))
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        mlp.forward = plain
+
+
+def backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its output head."""
+    return getattr(model, model.base_model_prefix)
