@@ -1,4 +1,5 @@
-"""`predict --engine vllm`: a student in vLLM (github.com/vllm-project/vllm), on an NVIDIA GPU.
+"""`predict --engine vllm`: a student in vLLM (github.com/vllm-project/vllm), on an NVIDIA GPU, or on this
+machine's processor with vLLM's build for processors.
 
 vLLM is given the token ids that our encoder makes, and the adapter beside the base rather than merged. A
 label set is scored as in `scoring`, by the probability of whole answers: for each of their beginnings one
@@ -141,19 +142,25 @@ def adapter_name(files: Mapping[str, str]) -> tuple[str, int]:
 
 
 def check_here() -> None:
-    """Raises MissingExtra without vLLM, UsageError without a GPU."""
+    """Raises MissingExtra without vLLM, UsageError without a GPU, unless vLLM is built for processors."""
     if find_spec("vllm") is None:
         raise MissingExtra(Problem(
             "--engine vllm needs vLLM", hint="in an environment of its own, because it brings its own torch: "
                                              "pip install 'distillctl[local]' 'vllm==0.33.*'"))
-    if not torch.cuda.is_available():
-        raise UsageError(Problem("vLLM needs a GPU, and torch sees none here", "--engine", value="vllm",
+    if torch.cuda.is_available():
+        return
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise UsageError(Problem("this vLLM needs a GPU, and torch sees none here", "--engine", value="vllm",
                                  hint="leave it out: the processor answers"))
 
 
 @contextmanager
 def open_vllm(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec) -> Iterator[VllmPredictor]:
     """See `distillctl.engines.Opener`."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     check_here()
     files, name, revision, in_fp32 = weights_of(student, folder)
     base = str(model_folder(name, revision))
@@ -162,8 +169,6 @@ def open_vllm(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec) 
     if student.kind == "adapter":
         check_adapter(files, student.files, facts_at_hand(name, revision))
         adapter, options = _adapter(files, student)
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
     try:

@@ -22,7 +22,7 @@ yes_option = click.option("--yes", "-y", is_flag=True,
               help="JSONL to write; one that was interrupted is gone on with.")
 @click.option("--engine", type=click.Choice(["local", "ray", "vllm"]), default="local", show_default=True,
               help="ray: workers on the Ray cluster that RAY_ADDRESS names, else on a Ray of this machine. "
-                   "vllm: vLLM on this machine's GPU.")
+                   "vllm: vLLM on this machine.")
 @click.option("--workers", type=click.IntRange(min=1),
               help="With ray: copies of the student.  [default: one a GPU, else one a node]")
 @yes_option

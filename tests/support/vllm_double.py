@@ -84,9 +84,10 @@ class Engine:
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Have `import vllm` find this."""
-    package, inner = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    """Have `import vllm` find this, built for GPUs."""
+    package, inner, platforms = map(ModuleType, ("vllm", "vllm.sampling_params", "vllm.platforms"))
     package.SamplingParams = SamplingParams
     inner.StructuredOutputsParams = StructuredOutputsParams
-    patch.setitem(sys.modules, "vllm", package)
-    patch.setitem(sys.modules, "vllm.sampling_params", inner)
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: False)
+    for module in (package, inner, platforms):
+        patch.setitem(sys.modules, module.__name__, module)
