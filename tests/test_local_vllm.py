@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,7 +179,10 @@ def test_vllm_answers_nearly_as_the_local_predictor(kind: str, tmp_path: Path) -
         wanted = ask(predictor, asked)
     with open_vllm(made, tmp_path / "adapter", task, HOW) as predictor:
         found = ask(predictor, asked)
-    for one, other in zip(found, wanted, strict=True):
-        assert one.label_logprobs == pytest.approx(other.label_logprobs, abs=0.3)
-    same = sum(a.output == b.output for a, b in zip(found, wanted, strict=True))
-    assert same >= (14 if kind != "classification" else 0)  # an untrained model's labels are nearly ties
+    assert sum(a.output == b.output for a, b in zip(found, wanted, strict=True)) >= 14
+    for one, other in zip(found, wanted, strict=True):  # bf16 moves what is unlikely by more than a half
+        assert probabilities(one) == pytest.approx(probabilities(other), abs=0.05)
+
+
+def probabilities(answer: Answer) -> dict[str, float]:
+    return {label: math.exp(logprob) for label, logprob in (answer.label_logprobs or {}).items()}

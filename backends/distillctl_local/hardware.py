@@ -55,7 +55,7 @@ def freed_memory_kept() -> Iterator[None]:
     memory is given back. Where the C library is not glibc nothing changes.
 
     A pass frees what the next one needs. glibc gives it back page by page, and each page that comes again
-    costs a fault: a tenth of the time of training and of scoring on a processor.
+    costs a fault, more than a hundred thousand in a step of the demo's training.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
