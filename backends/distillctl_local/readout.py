@@ -24,8 +24,8 @@ def read_at(places: Sequence[int]) -> None:
 @contextmanager
 def last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
     """Compute the last layer's feed-forward part only where `read_at` says, by each thread for its own pass;
-    elsewhere it is zero."""
-    mlp = getattr(backbone(model).layers[-1], "mlp", None)
+    elsewhere it is zero. A family that names its layers otherwise computes all of it."""
+    mlp = getattr(getattr(backbone(model), "layers", [None])[-1], "mlp", None)
     if mlp is None:
         yield
         return

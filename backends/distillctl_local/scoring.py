@@ -76,6 +76,7 @@ class LabelScorer:
         if self._facts.linear_attention:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
+
         def score(prefix: Prefix, numbers: list[int]) -> torch.Tensor:
             return self._score([prompts[number][len(prefix):] for number in numbers], prefix)
 
