@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distillctl_local import full
 from distillctl_local.backend import NEEDS
+from distillctl_local.facts import layers_below
 from distillctl_local.models import ALIASES, facts_at_hand
 from distillctl_local.preflight import rows_too_long
 
@@ -37,7 +38,7 @@ def examine(job: TrainJob, model: str, settings: HfJobsSettings, env: BackendEnv
                                          and job.dev_file.stat().st_size):
         problems.append(Problem("there is no dev split to watch", field="backends.hf-jobs.trainer",
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
-    problems += _student(job, model, notes)
+    problems += _student(job, model, settings.trainer.layers, notes)
     cost = None
     if not env.secret(settings.api_key_env):
         problems.append(token_problem(settings))
@@ -62,7 +63,7 @@ def _answering(job: TrainJob, settings: HfJobsSettings) -> str:
             f"is that of `{settings.flavor}`")
 
 
-def _student(job: TrainJob, model: str, notes: list[str]) -> list[Problem]:
+def _student(job: TrainJob, model: str, layers: int | None, notes: list[str]) -> list[Problem]:
     """What is wrong with the student or its rows, as far as it lies here."""
     try:
         facts = facts_at_hand(model)
@@ -72,7 +73,10 @@ def _student(job: TrainJob, model: str, notes: list[str]) -> list[Problem]:
                                 field="student.model", value=model)]
             size = sum(path.stat().st_size for path in Path(model).expanduser().glob("*.safetensors"))
             notes.append(f"the student's folder goes there as well, {size / 2**20:,.0f} MiB of weights")
-        return rows_too_long(job, model) if facts else []
+        if facts is None:
+            return []
+        layers_below(facts, layers, "backends.hf-jobs.trainer")
+        return rows_too_long(job, model)
     except DistillctlError as error:
         return list(error.problems)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl.errors import Problem, StudentError
+from distillctl.errors import Problem, StudentError, UsageError
 
 _ATTENTION = {"full_attention", "sliding_attention"}
 
@@ -32,6 +32,15 @@ class ModelFacts:
     parameters: int | None = None
     source: str | None = None
     licence: str | None = None
+
+
+def layers_below(facts: ModelFacts, adapted: int | None, block: str = "backends.local") -> int:
+    """How many layers lie below an adapter on the `adapted` uppermost ones; None: on all. Raises UsageError
+    where the model has fewer. block: where the setting stands in the recipe."""
+    if adapted is not None and adapted > facts.layers:
+        raise UsageError(Problem(f"the model has {facts.layers} layers", field=f"{block}.layers",
+                                 value=adapted, hint="leave it out to adapt them all"))
+    return 0 if adapted is None else facts.layers - adapted
 
 
 def facts_of(config: Any, **known: Any) -> ModelFacts:

@@ -13,6 +13,7 @@ def problems(train: TrainSpec, settings: LocalSettings, block: str = "backends.l
     if train.lora is not None:
         return []
     found = {
+        "layers": (settings.layers is not None, "says where an adapter sits"),
         "rslora": (settings.rslora, "scales an adapter"),
         "lora_plus": (settings.lora_plus is not None, "is about the two halves of an adapter"),
         "precision": (settings.precision == "bf16", "rounds away what every weight learns in small steps"),

@@ -15,7 +15,8 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distillctl_local import below as frozen
 from distillctl_local import parallel
 from distillctl_local.attention import attention_is
+from distillctl_local.below import Below
 from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
 from distillctl_local.losses import Loss
@@ -34,6 +37,7 @@ from distillctl_local.readout import backbone, last_mlp_where_read, read_at
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
+ALL_LAYERS = Below()
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
 
@@ -59,7 +63,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Layout:
-    leaves: Sequence[KeyValue]
+    leaves: Mapping[int, KeyValue]  # by layer
     groups: Sequence[_Group]
 
 
@@ -125,61 +129,103 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
 def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, loss: Loss,
-               supervised: int | None = None) -> float:
+               supervised: int | None = None, below: Below = ALL_LAYERS) -> float:
     """Add the gradients of one optimiser step to the parameters; returns its loss.
 
     That is the mean of `loss` over the step's supervised tokens. A row's `prefix` says what it shares; 0
     computes it whole. micro_tokens: most tokens computed at once beside a prefix. supervised: the step's
     supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
+    below: what layers without a part in it made of the rows, which are then not computed.
     """
     total = supervised or sum(len(row.completion) for row in rows)
     workers = side_by_side(model, max(row.rest for row in rows), micro_tokens) if rows else 1
-    return run(model, passes(rows, micro_tokens, workers), loss, total, workers)
+    return run(model, passes(rows, micro_tokens, workers), loss, total, workers, below)
 
 
 def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int,
-        workers: int = 1) -> float:
+        workers: int = 1, below: Below = ALL_LAYERS) -> float:
     """As `accumulate`, with the passes already laid out, `workers` of them at a time."""
     def loss_of(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
 
     found = 0.0
-    for kind in kinds:
-        if kind.prefix:
-            found += _behind_prefix(model, kind, loss_of, workers)
-        else:
-            found += _add(model, kind.batches,
-                          lambda batch: loss_of(_whole(model, batch.rows), batch), workers)
+    with below.above(model):
+        for kind in kinds:
+            if kind.prefix:
+                found += _behind_prefix(model, kind, loss_of, workers, below)
+            else:
+                found += _add(model, kind.batches,
+                              lambda batch: loss_of(_whole(model, batch.rows, below), batch), workers)
     return found
 
 
-def _behind_prefix(model: PreTrainedModel, kind: Kind,
-                   loss_of: Callable[[torch.Tensor, Batch], torch.Tensor], workers: int) -> float:
+def compute_below(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int) -> Below:
+    """What the first `layers` layers, in which nothing is trained, make of the rows and their prefixes;
+    nothing for a family that names its layers otherwise. The same rows give the same bytes, whichever steps
+    they will be in."""
+    if not layers or layers >= len(getattr(backbone(model), "layers", ())):
+        return ALL_LAYERS
+    workers = side_by_side(model, max(row.rest for row in rows), micro_tokens)
+    below = Below(layers)
+    with frozen.up_to(model, layers):
+        for prefix, batches in passes(rows, micro_tokens, workers):
+            leaves: dict[int, KeyValue] = {}
+            if prefix:
+                leaves = _prefix_states(model, prefix, ALL_LAYERS)
+                below.prefixes[tuple(prefix)] = frozen.seen()[0]
+
+            def compute(batch: Batch, leaves: dict[int, KeyValue] = leaves) -> Sequence[torch.Tensor]:
+                lengths = [row.rest for row in batch.rows]
+                if leaves:
+                    _rest(model, batch.rows, leaves, ALL_LAYERS)
+                    return frozen.seen()[0].split(lengths)
+                _whole(model, batch.rows, ALL_LAYERS)
+                return [states[:length].clone()
+                        for states, length in zip(frozen.seen(), lengths, strict=True)]
+
+            with attention_is(model, NAME) if prefix else nullcontext():
+                found = parallel.each(compute, batches, workers)
+            for batch, states in zip(batches, found, strict=True):
+                below.rests.update(zip((tuple(row.ids) for row in batch.rows), states, strict=True))
+    return below
+
+
+def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.Tensor, Batch], torch.Tensor],
+                   workers: int, below: Below) -> float:
     """Both stages of rows with one prefix; returns the sum of their losses."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
-    ids = torch.tensor([kind.prefix], device=model.device)
-    cache = DynamicCache(config=model.config)
     with last_mlp_where_read(model):
         read_at([])
-        with attention_is(model, "eager"), parallel.threads_for(len(kind.prefix)):
-            backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-        states = [(layer.keys, layer.values) for layer in cache.layers]
-        leaves = [tuple(part.detach().requires_grad_() for part in pair) for pair in states]
+        states = _prefix_states(model, kind.prefix, below)
+        leaves = {layer: tuple(part.detach().requires_grad_(part.requires_grad) for part in pair)
+                  for layer, pair in states.items()}
+        learnt = [(state, leaf) for layer, pair in states.items()
+                  for state, leaf in zip(pair, leaves[layer], strict=True) if leaf.requires_grad]
         with attention_is(model, NAME):
-            found = _add(model, kind.batches,
-                         lambda batch: loss_of(_rest(model, batch.rows, leaves), batch), workers, leaves)
+            found = _add(model, kind.batches, lambda batch: loss_of(
+                _rest(model, batch.rows, leaves, below), batch), workers, [leaf for _, leaf in learnt])
     last = backbone(model).layers[-1]
     if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
         last.unshard()
     with parallel.threads_for(len(kind.prefix)):
-        torch.autograd.backward([part for pair in states for part in pair],
-                                [part.grad for pair in leaves for part in pair])
+        torch.autograd.backward([state for state, _ in learnt], [leaf.grad for _, leaf in learnt])
     return found
 
 
+def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], below: Below) -> dict[int, KeyValue]:
+    """The prefix's keys and values, by layer, of those layers that are computed."""
+    cache = DynamicCache(config=model.config)
+    below.give_prefix(prefix)
+    with attention_is(model, "eager"), parallel.threads_for(len(prefix)):
+        backbone(model)(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache,
+                        use_cache=True)
+    return {number: (layer.keys, layer.values) for number, layer in enumerate(cache.layers)
+            if layer.is_initialized}
+
+
 def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Batch], torch.Tensor],
-         workers: int, leaves: Sequence[KeyValue] = ()) -> float:
+         workers: int, leaves: Sequence[torch.Tensor] = ()) -> float:
     """Add the gradients of all batches to the parameters and the leaves; returns the sum of the losses, which
     `compute` finds. Side by side they are added in the batches' order, so that the sum does not depend on who
     was first."""
@@ -190,8 +236,7 @@ def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Ba
             part.backward()
             found += part.item()
         return found
-    wanted = [*(part for pair in leaves for part in pair),
-              *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    wanted = [*leaves, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
 
     def both(batch: Batch) -> tuple[float, tuple[torch.Tensor | None, ...]]:
         part = compute(batch)
@@ -217,7 +262,7 @@ def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int
     return parallel.side_by_side(model, longest, micro_tokens)
 
 
-def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
+def _whole(model: PreTrainedModel, rows: Sequence[Row], below: Below) -> torch.Tensor:
     """Hidden states that predict the supervised tokens of whole rows, right-padded."""
     width = max(row.rest for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -228,12 +273,14 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
         mask[number, :row.rest] = 1
         end = number * width + row.rest
         places += range(end - len(row.completion), end)
+    below.give_rests(rows, padded=True)
     hidden = backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                              use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)[places]
 
 
-def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValue]) -> torch.Tensor:
+def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, KeyValue],
+          below: Below) -> torch.Tensor:
     """Hidden states that predict the supervised tokens, from a pass over what follows the prefix."""
     prefix = batch[0].prefix
     rests = [row.ids[prefix:-1] for row in batch]
@@ -247,6 +294,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Sequence[KeyValu
         end += len(rest)
         places += range(end - len(row.completion), end)
     read_at(places)
+    below.give_rests(batch)
     hidden = backbone(model)(
         input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
         attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state

@@ -16,7 +16,8 @@ checkpointing (Unsloth) every layer keeps its input alone and one is computed an
 16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
 made beside the one that it is added to, once for the input and once for the head. Where D devices divide the
 base, N·b is times 1/D + 2/L. Where a processor computes W batches side by side, 4·W·A come to it, each one's
-gradients. A test holds measured peaks against it.
+gradients. Where the adapter sits on some layers alone, L is their number, and what the layers below made of
+all R tokens comes to it, R·h·c. A test holds measured peaks against it.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from distillctl.store.files import read_jsonl
 from distillctl_local import devices, engines, full, models, shard, tracking, unsloth_engine
 from distillctl_local.data import Row
 from distillctl_local.division import workers
+from distillctl_local.facts import ModelFacts, layers_below
 from distillctl_local.hardware import cores, cpu_computes_bf16, gpu_memory_available, memory_available
-from distillctl_local.models import ModelFacts
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import (
+    bytes_below,
     choose_prefixes,
     dropout_of,
     expected_ratio,
@@ -87,6 +89,10 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if not rows:
         problems.append(Problem("there are no rows to learn from", field="data.examples"))
         return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0))
+    try:
+        below = layers_below(facts, settings.layers)
+    except UsageError as error:
+        return Preflight((*problems, *error.problems), tuple(warnings), tuple(notes), (0.0, 0.0))
     lengths = sorted(len(row.ids) for row in rows)
     limit = min(job.train.max_length, facts.context)
     notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
@@ -106,9 +112,17 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     notes += [shared] if shared else []
     memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None),
                     settings.devices if settings.shard else 1,
-                    1 if on_gpu or settings.shard or dropout_of(job.train) else _side_by_side(rows, settings))
+                    1 if on_gpu or settings.shard or dropout_of(job.train) else _side_by_side(rows, settings),
+                    settings.layers)
     needed = (memory.checkpointed(unsloth_engine.ROWS_AT_ONCE * lengths[-1]) if engine == "unsloth"
               else memory.kept(*_at_once(rows, job.train, settings, on_gpu)))
+    kept = bytes_below(rows, facts, settings, width)
+    if below:
+        notes.append(f"the adapter sits on the upper {settings.layers} of {facts.layers} layers; those below "
+                     + (f"are computed once, {kept / 2**20:.0f} MiB are kept" if kept else
+                        "are computed at every step: " + ("each device has other rows in each"
+                         if settings.devices > 1 else "all they make of the rows is too much to keep")))
+    needed += kept
     needed *= 1 if on_gpu else settings.devices
     problems += _memory_problems(needed, model, on_gpu, whole, settings.devices)
     notes.append(f"needs about {needed / 2**30:.1f} GiB of {'GPU memory' if on_gpu else 'memory'}"
@@ -163,18 +177,19 @@ def linear_parameters(facts: ModelFacts) -> int:
     return facts.layers * facts.hidden_size * (2 * query + 2 * key + 3 * facts.intermediate_size)
 
 
-def adapter_parameters(facts: ModelFacts, rank: int) -> int:
-    """Parameters of a LoRA adapter on all linear layers of a layer's usual seven."""
+def adapter_parameters(facts: ModelFacts, rank: int, layers: int | None = None) -> int:
+    """Parameters of a LoRA adapter on all linear layers of a layer's usual seven, on so many layers; None:
+    all."""
     query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = 2 * (facts.hidden_size + query) + 2 * (facts.hidden_size + key)
-    return rank * facts.layers * (attention + 3 * (facts.hidden_size + facts.intermediate_size))
+    return rank * (layers or facts.layers) * (attention + 3 * (facts.hidden_size + facts.intermediate_size))
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes at the peak of training, by the formula above. width: bytes of a number of the base that is not
     quantised, 4 where every weight is trained; bits: of its linear layers where it is; parts: how many
-    devices they are divided among; side_by_side: batches."""
+    devices they are divided among; side_by_side: batches; adapted: layers, None: all."""
 
     facts: ModelFacts
     train: TrainSpec
@@ -182,11 +197,12 @@ class Memory:
     bits: int | None = None
     parts: int = 1
     side_by_side: int = 1
+    adapted: int | None = None
 
     def kept(self, tokens: float, pairs: float = 0) -> float:
         """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
         scores = 2 * pairs * self.facts.heads * self.width
-        return self._fixed() + self.facts.layers * (tokens * self._layer() + scores)
+        return self._fixed() + (self.adapted or self.facts.layers) * (tokens * self._layer() + scores)
 
     def checkpointed(self, tokens: float) -> float:
         """With gradient checkpointing."""
@@ -212,7 +228,7 @@ class Memory:
             weights *= min(1.0, 1 / self.parts + 2 / facts.layers)
         weights += (facts.parameters - linear) * self.width
         held = 4 * self.side_by_side if self.side_by_side > 1 else 0
-        return weights + (16 + held) * adapter_parameters(facts, self.train.lora.rank)
+        return weights + (16 + held) * adapter_parameters(facts, self.train.lora.rank, self.adapted)
 
 
 def _rows(job: TrainJob, model: str) -> tuple[list[Row], bool]:
@@ -295,7 +311,8 @@ def _quantisation_problems(settings: LocalSettings, on_gpu: bool) -> list[Proble
 def _disk(facts: ModelFacts, train: TrainSpec, settings: LocalSettings) -> float:
     """Bytes of three checkpoints of what is trained and its optimiser, the third while it is written, of the
     result, and of two kept epochs where the best one is."""
-    trained = adapter_parameters(facts, train.lora.rank) if train.lora else facts.parameters
+    trained = (adapter_parameters(facts, train.lora.rank, settings.layers) if train.lora
+               else facts.parameters)
     return (40 + 8 * settings.watches) * trained + 50 * 2**20
 
 
@@ -311,11 +328,15 @@ def _disk_problems(needed: float, workspace: Path) -> list[Problem]:
 def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int,
               settings: LocalSettings) -> tuple[float, float]:
     """Seconds, from 4 operations a parameter and token, 6 with the gradients of every weight, and the speed
-    of a usual core, with nothing else running. Processes share the cores, and each computes the prefixes."""
+    of a usual core, with nothing else running. Processes share the cores, and each computes the prefixes.
+    Layers below an adapter are computed once, or forward alone."""
     train = job.train
     steps = train.max_steps or (train.epochs or DEFAULT_EPOCHS) * math.ceil(len(rows) / train.batch_size)
     share = rows_of_a_device(train, settings, len(rows))
     tokens = steps * settings.devices * tokens_per_step(rows, share)
-    work = (4 if train.lora else 6) * facts.parameters * tokens
+    upper = (settings.layers or facts.layers) / facts.layers
+    once = len(rows) / (steps * train.batch_size) if bytes_below(rows, facts, settings, width) else 1.0
+    each = 4 * upper + 2 * (1 - upper) * once if train.lora else 6
+    work = each * facts.parameters * tokens
     low, high = (rate * (os.cpu_count() or 1) for rate in _FLOPS_PER_CORE[width])
     return _START_S[0] + work / high, _START_S[1] + work / low

@@ -37,6 +37,9 @@ class LocalSettings(Strict):
     learn: Literal["auto", "choice", "tokens"] = "auto"
     """choice: which label, among the labels; tokens: every token of the answer among all tokens. auto: choice
     for a classification, which learns in half as many passes."""
+    layers: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Adapt only so many of the uppermost layers. Those below stay the base's, and what they make of a row is
+    computed once instead of in every epoch. None: all layers."""
     rslora: bool = False
     """Scale the adapter by alpha / √rank instead of alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
     lora_plus: Annotated[float, Field(ge=1, le=100)] | None = None

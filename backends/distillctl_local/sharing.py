@@ -10,9 +10,10 @@ from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import TrainSpec
 from distillctl_local.data import Row
 from distillctl_local.encode import common_prefix
-from distillctl_local.models import ModelFacts
+from distillctl_local.facts import ModelFacts, layers_below
 from distillctl_local.settings import LocalSettings
 
+MOST_KEPT = 4 * 2**30  # bytes of hidden states; beyond them the layers below compute at every step
 WORTH_IT = 1.15  # expected ratio below which sharing is not worth its bookkeeping
 
 
@@ -94,6 +95,17 @@ def tokens_per_step(rows: Sequence[Row], batch_size: float) -> float:
     share = batch_size / len(rows)
     shared = sum(len(kind) * min(1.0, count * share) for kind, count in kinds.items())
     return shared + share * sum(row.rest for row in rows)
+
+
+def bytes_below(rows: Sequence[Row], facts: ModelFacts, settings: LocalSettings, width: int) -> int:
+    """Bytes, of `width` a number, of what the layers below the adapter make of all rows and, once each, their
+    prefixes; 0 where it is not kept: there are no such layers, it is too much, or several devices divide the
+    rows anew at every step. Raises UsageError where the model has too few layers."""
+    if not layers_below(facts, settings.layers) or settings.devices > 1:
+        return 0
+    tokens = sum(row.rest for row in rows) + sum(map(len, {tuple(row.ids[:row.prefix]) for row in rows}))
+    size = tokens * facts.hidden_size * width
+    return size if size <= MOST_KEPT else 0
 
 
 def _kinds(rows: Sequence[Row], order: Sequence[int], share: float) -> list[tuple[list[int], int]]:

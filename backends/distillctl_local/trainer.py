@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from distillctl_local.below import Below
     from distillctl_local.data import Row
     from distillctl_local.encode import Encoder
     from distillctl_local.losses import Loss
@@ -136,9 +137,11 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
 
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
+    from distillctl_local.facts import layers_below
     from distillctl_local.hardware import choose, quantisation
     from distillctl_local.models import facts_of, load_base, load_tokenizer
-    from distillctl_local.sharing import choose_prefixes
+    from distillctl_local.prefix import ALL_LAYERS, compute_below
+    from distillctl_local.sharing import bytes_below, choose_prefixes
     from distillctl_local.watch import Watch
 
     if settings.threads:
@@ -150,6 +153,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
                       device="cpu" if settings.shard else device, attention="eager",
                       quantisation=quantisation(settings))
     facts = facts_of(model.config)
+    lower = layers_below(facts, settings.layers)
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
@@ -159,13 +163,18 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     on += ", the base divided among them," if settings.shard else ""
     events.tell(f"on {on} in {str(model.dtype).removeprefix('torch.')}{in_bits}{every}; {method}")
     student = (model.requires_grad_() if spec.lora is None
-               else add_adapter(model, spec, rslora=settings.rslora))
+               else add_adapter(model, spec, rslora=settings.rslora, layers=settings.layers))
     ranks.meet(device)
     if settings.shard:
         shard.shard(model, device, ranks)
+    below = ALL_LAYERS
+    if size := bytes_below(rows, facts, settings, model.dtype.itemsize):
+        below = compute_below(model, rows, lower, settings.micro_tokens)
+    if below.layers:
+        events.tell(f"the {lower} layers below the adapter are computed: {size / 2**20:.0f} MiB are kept")
     watch = Watch(folder, student, encoder, task, ranks) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
-         ranks)
+         ranks, below)
     if watch:
         watch.restore_best()
     ranks.part()
@@ -183,17 +192,21 @@ def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
     return LabelChoice([encoder.completion(task.target(label)) for label in task.labels])
 
 
-def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False) -> PeftModel:
-    """The base model with a new LoRA adapter in fp32, computed in the base's precision. Sets the seed."""
+def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False,
+                layers: int | None = None) -> PeftModel:
+    """The base model with a new LoRA adapter in fp32, computed in the base's precision. Sets the seed. layers:
+    how many it sits on, the uppermost ones; None: all."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     from distillctl_local import lora
 
     set_seed(spec.seed)
+    count = model.config.get_text_config().num_hidden_layers
     adapted = get_peft_model(model, LoraConfig(
         r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-        task_type="CAUSAL_LM", target_modules=spec.lora.targets or "all-linear", use_rslora=rslora),
+        task_type="CAUSAL_LM", target_modules=spec.lora.targets or _linear_names(model), use_rslora=rslora,
+        layers_to_transform=layers and list(range(count - layers, count))),
         autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -202,8 +215,19 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
     return adapted
 
 
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """What the linear layers but the output head are called. PEFT's "all-linear" is the same, but does not go
+    with a choice of layers."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules()
+                   if isinstance(module, torch.nn.Linear) and module is not head})
+
+
 def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],
-         loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None, ranks: Ranks) -> None:
+         loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None, ranks: Ranks,
+         below: Below) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from trl import SFTConfig
@@ -225,7 +249,7 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
         model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
         callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
         micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks,
-        sharded=settings.shard)
+        sharded=settings.shard, below=below)
     resume = ranks.as_first(last_checkpoint(folder) if ranks.first else None)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")

@@ -1,0 +1,89 @@
+"""The layers below an adapter that sits on the uppermost ones: what they make of a row is computed once.
+
+No gradient reaches them and nothing in them is trained, so their hidden states are the same at every step.
+Kept, they leave the upper layers to compute in each epoch, forward and back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from distillctl_local.data import Row
+from distillctl_local.readout import backbone
+
+_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class Below:
+    """Hidden states [tokens, width] behind the first `layers` layers: of prefixes by their ids, and by a row's
+    ids of what it has behind its prefix. With no layers nothing is kept, and the methods do nothing."""
+
+    layers: int = 0
+    prefixes: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    rests: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def above(self, model: PreTrainedModel) -> Iterator[None]:
+        """Let `model` compute the layers above alone, from what this thread gave to its pass."""
+        if not self.layers:
+            yield
+            return
+        *lower, last = backbone(model).layers[:self.layers]
+        with _instead(lower, _pass_on), _instead([last], lambda *_, **__: _thread.hidden):
+            yield
+
+    def give_prefix(self, prefix: Sequence[int]) -> None:
+        """The next pass computes a prefix."""
+        if self.layers:
+            _thread.hidden = self.prefixes[tuple(prefix)][None]
+
+    def give_rests(self, rows: Sequence[Row], *, padded: bool = False) -> None:
+        """The next pass computes what these rows have behind their prefixes, one behind the other, or each in
+        a line of its own, `padded` on the right."""
+        if self.layers:
+            states = [self.rests[tuple(row.ids)] for row in rows]
+            _thread.hidden = pad_sequence(states, batch_first=True) if padded else torch.cat(states)[None]
+
+
+@contextmanager
+def up_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
+    """Let `model` compute its first `layers` layers alone; `seen` has what they made of this thread's pass."""
+    first, *others = backbone(model).layers[layers:]
+
+    def note(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        _thread.hidden = hidden
+        return hidden
+
+    with _instead([first], note), _instead(others, _pass_on):
+        yield
+
+
+def seen() -> torch.Tensor:
+    """Hidden states [rows, tokens, width] of this thread's last pass within `up_to`."""
+    return _thread.hidden
+
+
+def _pass_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden
+
+
+@contextmanager
+def _instead(layers: Sequence[torch.nn.Module], forward: Any) -> Iterator[None]:
+    """`forward` in the place of the layers' own; two may be nested where they are about other layers."""
+    plain = [layer.forward for layer in layers]
+    for layer in layers:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, plain, strict=True):
+            layer.forward = own
