@@ -121,6 +121,11 @@ def test_what_is_an_adapters_does_not_go_with_training_every_weight(sandbox, tmp
     assert any("a tenth" in warning for warning in found.warnings)
 
 
+def test_an_adapter_on_more_layers_than_there_are_is_a_problem(sandbox, tmp_path, job):
+    found = backend(sandbox, tmp_path, trainer={"layers": 1000}).preflight(job)
+    assert [problem.field for problem in found.problems] == ["backends.hf-jobs.trainer.layers"]
+
+
 def test_a_pickle_under_the_name_of_weights_is_refused(sandbox, tmp_path, job):
     sandbox.part.container.files["adapter_model.safetensors"] = b"\x80\x04cos\nsystem\n"
     with pytest.raises(StudentError, match="no sound safetensors"):

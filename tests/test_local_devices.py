@@ -383,7 +383,7 @@ class TestADividedBase:
     @pytest.mark.parametrize(("settings", "train", "why"), [
         ({"devices": 1}, {}, "one device"), ({}, {"lora": None}, "every weight"),
         ({"bits": 4}, {}, "quantised"), ({"keep": "best"}, {}, "dev split"),
-        ({"patience": 1}, {}, "dev split")])
+        ({"patience": 1}, {}, "dev split"), ({"layers": 1}, {}, "without an adapter")])
     def test_is_refused_where_there_is_none(self, settings: dict, train: dict, why: str) -> None:
         asked = LocalSettings(**{"shard": True, "devices": 2, **settings})
         (problem,) = shard.problems(asked, TrainSpec(**train))

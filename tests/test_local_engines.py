@@ -51,7 +51,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("setting", [{"keep": "best"}, {"learn": "choice"}, {"lora_plus": 4.0},
                                          {"devices": 2}, {"patience": 2}, {"precision": "fp32"},
-                                         {"shared_prefix": "on"}])
+                                         {"shared_prefix": "on"}, {"layers": 1}])
     def test_a_setting_that_unsloth_does_not_know_keeps_peft(self, gpu_with_unsloth: None,
                                                              setting: dict[str, object]) -> None:
         engine, why = choose_engine(LocalSettings(**setting), TrainSpec(), 1.0)

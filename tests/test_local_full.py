@@ -236,10 +236,10 @@ class TestPreflight:
         assert any("GiB on disk" in note for note in found.notes)
 
     def test_names_all_that_is_an_adapters_at_once(self, tmp_path: Path, model: str) -> None:
-        found = self.found(tmp_path, model, rslora=True, lora_plus=2.0, precision="bf16", bits=4,
+        found = self.found(tmp_path, model, layers=1, rslora=True, lora_plus=2.0, precision="bf16", bits=4,
                            engine="unsloth")
         assert [problem.field for problem in found.problems] == [
-            f"backends.local.{name}" for name in ("rslora", "lora_plus", "precision", "bits", "engine")]
+            f"backends.local.{name}" for name in ("layers", "rslora", "lora_plus", "precision", "bits", "engine")]
 
     @pytest.mark.parametrize(("rate", "told"), [(2e-4, True), (1e-4, False), (1e-5, False)])
     def test_warns_of_an_adapters_learning_rate(self, tmp_path: Path, model: str, rate: float,

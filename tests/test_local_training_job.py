@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from distillctl_local import process
 from distillctl_local.backend import LocalBackend
+from safetensors import safe_open
 from support.tiny_models import save_tiny_model
 
 from distillctl.backend import TERMINAL, BackendEnv, JobHandle, Snapshot, TrainJob
@@ -185,6 +186,17 @@ class TestKilled:
         os.kill(int((desk.jobs_folder() / "pid").read_text()), signal.SIGKILL)
         while process.is_alive(desk.jobs_folder()):
             time.sleep(0.01)
+
+    def test_so_is_that_of_an_adapter_on_the_upper_layers_alone(
+            self, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        unkilled, killed = (Desk(tmp_path / name, model, layers=1) for name in ("unkilled", "killed"))
+        succeed_though_killed_at(monkeypatch, "nowhere", unkilled)
+        succeed_though_killed_at(monkeypatch, "before-checkpoint-mark:2", killed)
+        assert any("1 layers below the adapter" in message for message in unkilled.events())
+        results = [desk.jobs_folder() / "result" for desk in (unkilled, killed)]
+        assert digest_tree(results[0]) == digest_tree(results[1])
+        with safe_open(results[0] / "adapter_model.safetensors", "pt") as adapter:
+            assert adapter.keys() and all(".layers.1." in name for name in adapter.keys())
 
     def test_a_trainer_that_nobody_looks_for_leaves_no_zombie(self, desk: Desk) -> None:
         desk.submit()

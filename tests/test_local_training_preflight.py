@@ -58,6 +58,18 @@ def test_a_prefix_that_cannot_be_shared_is_a_problem_where_it_was_asked_for(tmp_
     assert [problem.field for problem in found.problems] == ["backends.local.shared_prefix"]
 
 
+def test_plan_says_on_which_layers_the_adapter_sits_and_reckons_with_it(tmp_path: Path, model: str) -> None:
+    every, upper = (examine(tmp_path / name, model, layers=layers)
+                    for name, layers in (("every", None), ("upper", 1)))
+    assert any("on the upper 1 of 2 layers; those below are computed once" in note for note in upper.notes)
+    assert upper.duration_s < every.duration_s
+
+
+def test_more_layers_than_the_model_has_are_a_problem(tmp_path: Path, model: str) -> None:
+    (problem,) = examine(tmp_path, model, layers=3).problems
+    assert (problem.field, problem.value) == ("backends.local.layers", 3)
+
+
 def test_rows_that_are_too_long_are_named(tmp_path: Path, model: str) -> None:
     found = examine(tmp_path, model, TrainSpec(max_length=60))
     assert found.problems[0].where == "notes.jsonl:1"
@@ -130,10 +142,10 @@ from pathlib import Path
 from distillctl_local.data import Row
 from distillctl_local.losses import next_token
 from distillctl_local.models import facts_of
-from distillctl_local.prefix import accumulate
+from distillctl_local.prefix import ALL_LAYERS, accumulate, compute_below
 from distillctl_local.preflight import Memory, _at_once
 from distillctl_local.settings import LocalSettings
-from distillctl_local.sharing import share_prefixes
+from distillctl_local.sharing import bytes_below, share_prefixes
 from distillctl_local.trainer import add_adapter
 from distillctl.recipe.models import TrainSpec
 from support.tiny_models import tiny_model
@@ -144,6 +156,7 @@ def peak():
 
 family, dtype, length, shared = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 every = sys.argv[5:] == ["every"]
+upper = int(sys.argv[5]) if sys.argv[5:] and not every else None
 torch.set_num_threads(2)
 torch.nn.Linear(8, 8)(torch.ones(1, 8))
 spec = TrainSpec()
@@ -155,23 +168,27 @@ model = tiny_model(family, hidden_size=512, intermediate_size=1408, num_hidden_l
 facts = facts_of(model.config, parameters=sum(p.numel() for p in model.parameters()))
 if every:
     spec = TrainSpec(lora=None)
-adapted = model.requires_grad_() if every else add_adapter(model, spec)
+adapted = model.requires_grad_() if every else add_adapter(model, spec, layers=upper)
 rows = [Row([*range(10, 110), *[200 + n] * (length + n % 7), 5, 2], [5, 2]) for n in range(16)]
 rows = share_prefixes(rows, 16) if shared == "shared" else rows
+settings = LocalSettings(layers=upper)
+below = compute_below(model, rows, 8 - upper, 8192) if upper else ALL_LAYERS
 optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
 for _ in range(2):
-    accumulate(model, rows, 8192, next_token)
+    accumulate(model, rows, 8192, next_token, below=below)
     optimizer.step()
     optimizer.zero_grad()
 libraries = 2**30
-memory = Memory(facts, spec, dtype.itemsize, side_by_side=2)
-print((peak() - before) / (memory.kept(*_at_once(rows, spec, LocalSettings(), False)) - libraries))
+memory = Memory(facts, spec, dtype.itemsize, side_by_side=2, adapted=upper)
+needed = (memory.kept(*_at_once(rows, spec, settings, False)) - libraries
+          + bytes_below(rows, facts, settings, dtype.itemsize))
+print((peak() - before) / needed)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
 @pytest.mark.parametrize("what", ["qwen3 bfloat16 120 shared", "phi3 float32 30 whole",
-                                  "qwen3 float32 60 shared every", "llama float32 10 whole every"])
+                                  "qwen3 float32 60 shared 4", "qwen3 float32 60 shared every", "llama float32 10 whole every"])
 def test_the_peak_that_is_measured_is_about_the_one_that_is_foretold(what: str) -> None:
     done = subprocess.run([sys.executable, "-c", _MEASURE, *what.split()], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
