@@ -146,6 +146,7 @@ class Handler(BaseHTTPRequestHandler):
 
     provider: ChatServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets, and would wait 40 ms for each other
 
     def log_message(self, format: str, *args: object) -> None: ...
 
