@@ -239,7 +239,8 @@ class TestPreflight:
         found = self.found(tmp_path, model, layers=1, rslora=True, lora_plus=2.0, precision="bf16", bits=4,
                            engine="unsloth")
         assert [problem.field for problem in found.problems] == [
-            f"backends.local.{name}" for name in ("layers", "rslora", "lora_plus", "precision", "bits", "engine")]
+            f"backends.local.{name}"
+            for name in ("layers", "rslora", "lora_plus", "precision", "bits", "engine")]
 
     @pytest.mark.parametrize(("rate", "told"), [(2e-4, True), (1e-4, False), (1e-5, False)])
     def test_warns_of_an_adapters_learning_rate(self, tmp_path: Path, model: str, rate: float,

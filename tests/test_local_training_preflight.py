@@ -142,7 +142,7 @@ from pathlib import Path
 from distillctl_local.data import Row
 from distillctl_local.losses import next_token
 from distillctl_local.models import facts_of
-from distillctl_local.prefix import ALL_LAYERS, accumulate, compute_below
+from distillctl_local.prefix import accumulate, compute_once
 from distillctl_local.preflight import Memory, _at_once
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import bytes_below, share_prefixes
@@ -172,10 +172,10 @@ adapted = model.requires_grad_() if every else add_adapter(model, spec, layers=u
 rows = [Row([*range(10, 110), *[200 + n] * (length + n % 7), 5, 2], [5, 2]) for n in range(16)]
 rows = share_prefixes(rows, 16) if shared == "shared" else rows
 settings = LocalSettings(layers=upper)
-below = compute_below(model, rows, 8 - upper, 8192) if upper else ALL_LAYERS
+known = compute_once(model, rows, 8 - upper if upper else 0, 8192)
 optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
 for _ in range(2):
-    accumulate(model, rows, 8192, next_token, below=below)
+    accumulate(model, rows, 8192, next_token, known=known)
     optimizer.step()
     optimizer.zero_grad()
 libraries = 2**30
@@ -188,7 +188,8 @@ print((peak() - before) / needed)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
 @pytest.mark.parametrize("what", ["qwen3 bfloat16 120 shared", "phi3 float32 30 whole",
-                                  "qwen3 float32 60 shared 4", "qwen3 float32 60 shared every", "llama float32 10 whole every"])
+                                  "qwen3 float32 60 shared 4", "qwen3 float32 60 shared every",
+                                  "llama float32 10 whole every"])
 def test_the_peak_that_is_measured_is_about_the_one_that_is_foretold(what: str) -> None:
     done = subprocess.run([sys.executable, "-c", _MEASURE, *what.split()], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

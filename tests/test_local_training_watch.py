@@ -46,7 +46,7 @@ def watched(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     student, encoder = adapted(model)
 
     def look(at: Watch, step: int, score: float) -> float:
-        monkeypatch.setattr(watch, "points", lambda *given: score * len(given[-1]))
+        monkeypatch.setattr(watch, "points", lambda *given, **_: score * len(given[-1]))
         for parameter in student.parameters():
             if parameter.requires_grad:
                 parameter.data.fill_(step)

@@ -67,7 +67,7 @@ def there(student: tuple[StudentRef, Path], monkeypatch: pytest.MonkeyPatch):
     vllm_double.install(monkeypatch)
 
     def opened(task: Task, context: int = 512):
-        model, encoder, identity = load_student(*student, dtype=torch.float32, device="cpu")
+        model, encoder, identity, _ = load_student(*student, dtype=torch.float32, device="cpu")
         engine = vllm_double.Engine(model, encoder.tokenizer, context)
         return predictor_in(engine, None, encoder, task, HOW, identity), engine
 
@@ -100,7 +100,7 @@ def test_the_prompt_is_the_encoders_tokens(student: tuple[StudentRef, Path], the
     predictor, engine = there(task)
     (asked,) = requests(task, ["<|im_end|> is text"])
     ask(predictor, [asked])
-    _, encoder, _ = load_student(*student, dtype=torch.float32, device="cpu")
+    encoder = load_student(*student, dtype=torch.float32, device="cpu").encoder
     assert engine.prompts == [encoder.prompt(asked.messages)]
 
 

@@ -55,6 +55,8 @@ class HfJobsSettings(Strict):
         if trainer.engine == "unsloth" or trainer.report_to:
             raise PydanticCustomError("trainer", "engine: unsloth and report_to are for backend: local; the "
                                                  "job has neither Unsloth nor keys of trackers")
+        if trainer.shared_prefix == "frozen":
+            raise PydanticCustomError("trainer", "shared_prefix: frozen is for backend: local")
         if trainer.devices > 1 or trainer.shard:
             raise PydanticCustomError("trainer", "devices and shard are for backend: local; the job trains "
                                                  "on one GPU")

@@ -33,7 +33,7 @@ from distillctl.recipe.models import EvaluateSpec
 from distillctl.store.files import digest_file, read_json, safe_join, sync_folder, sync_tree, write_json
 from distillctl.task import Task
 from distillctl.types import Predictor
-from distillctl_local import engines, process, tracking
+from distillctl_local import engines, frozen, process, tracking
 from distillctl_local.settings import LocalSettings
 
 _TOKEN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -156,8 +156,10 @@ class LocalBackend:
                 raise BackendError(Problem("was changed after training", where=str(folder / "result" / name),
                                            hint="run again with --resubmit to train anew"))
         job = read_json(folder / "job.json")
-        return StudentRef(self.name, kind, job["model"], ".", outcome["files"],
-                          {"revision": job["revision"], "rows": job["rows"], "seconds": outcome["seconds"]})
+        data = {"revision": job["revision"], "rows": job["rows"], "seconds": outcome["seconds"]}
+        if (folder / frozen.IN_JOB).exists():
+            data[frozen.IN_STUDENT] = read_json(folder / frozen.IN_JOB)
+        return StudentRef(self.name, kind, job["model"], ".", outcome["files"], data)
 
     def open(self, student: StudentRef, folder: Path, task: Task,
              how: EvaluateSpec) -> AbstractContextManager[Predictor]:

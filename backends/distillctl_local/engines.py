@@ -57,7 +57,8 @@ def _on_gpu(settings: LocalSettings) -> bool:
 
 def _only_peft(settings: LocalSettings) -> str | None:
     """The setting that only our own trainer knows."""
-    known = {"shared_prefix: on": settings.shared_prefix == "on", "learn: choice": settings.learn == "choice",
+    known = {f"shared_prefix: {settings.shared_prefix}": settings.shared_prefix in ("on", "frozen"),
+             "learn: choice": settings.learn == "choice",
              "keep: best": settings.keep == "best", "patience": settings.patience is not None,
              "lora_plus": settings.lora_plus is not None, "layers": settings.layers is not None,
              "precision: fp32": settings.precision == "fp32", "devices": settings.devices > 1}

@@ -21,6 +21,7 @@ from distillctl.errors import Problem, StudentError
 from distillctl.export import Exported, ExportJob
 from distillctl.store.files import digest_tree, safe_join
 from distillctl.types import Predictor
+from distillctl_local.frozen import refuse
 from distillctl_local.models import source_of
 from distillctl_local.safety import CONFIG
 
@@ -34,6 +35,7 @@ GGUF = "model.gguf"
 
 def export(job: ExportJob, into: Path) -> Exported:
     """See `distillctl.export.Exporter`."""
+    refuse(job.student, "cannot be exported")
     makers = {"adapter": _adapter, "merged": _merged, "gguf": _gguf, "ollama": _ollama, "vllm": _vllm}
     return makers[job.form](job, into)
 
@@ -138,8 +140,8 @@ def _load(job: ExportJob) -> tuple[PreTrainedModel, Encoder]:
 
     from distillctl_local.predictor import load_student
 
-    model, encoder, _ = load_student(job.student, job.folder, dtype=torch.float32, device="cpu")
-    return model, encoder
+    loaded = load_student(job.student, job.folder, dtype=torch.float32, device="cpu")
+    return loaded.model, loaded.encoder
 
 
 def _open(job: ExportJob, folder: Path, kind: str) -> AbstractContextManager[Predictor]:

@@ -13,6 +13,7 @@ def problems(train: TrainSpec, settings: LocalSettings, block: str = "backends.l
     if train.lora is not None:
         return []
     found = {
+        "shared_prefix": (settings.shared_prefix == "frozen", "leaves the prefix to an untrained base"),
         "layers": (settings.layers is not None, "says where an adapter sits"),
         "rslora": (settings.rslora, "scales an adapter"),
         "lora_plus": (settings.lora_plus is not None, "is about the two halves of an adapter"),

@@ -97,13 +97,14 @@ class Grammar:
 
 
 class Generator:
-    """Answers with one model. stops: tokens that end an answer."""
+    """Answers with one model. stops: tokens that end an answer. frozen: as for `Prefixes`."""
 
-    def __init__(self, model: PreTrainedModel, stops: Sequence[int], grammar: Grammar | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, stops: Sequence[int], grammar: Grammar | None = None,
+                 frozen: Sequence[Prefix] = ()) -> None:
         self._model = model
         self._stops = frozenset(stops)
         self._grammar = grammar
-        self._prefixes = Prefixes(model)
+        self._prefixes = Prefixes(model, frozen)
         self._linear_attention = facts_of(model.config).linear_attention
 
     def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:

@@ -5,8 +5,8 @@ stream, norms, attention and logits in fp32 the answers stay those of fp32 but f
 in bf16 changes several in a hundred. Not for a model whose every weight was trained: see `result`.
 
 On a processor each layer's weights are laid out once as oneDNN reads them, with the operators that torch's
-compiler uses for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py). Otherwise oneDNN lays them out for
-each product, which is two fifths of the time of a few tokens and a fiftieth of that of many.
+compiler uses for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py). Otherwise oneDNN lays them out
+for each product, which is two fifths of the time of a few tokens and a fiftieth of that of many.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def _is_gated(module: torch.nn.Module) -> bool:
         getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")  # torch's, transformers'
 
 
-def _product(layer: torch.nn.Linear, x: torch.Tensor, then: Literal["none", "swish"] = "none") -> torch.Tensor:
+def _product(layer: torch.nn.Linear, x: torch.Tensor,
+             then: Literal["none", "swish"] = "none") -> torch.Tensor:
     if hasattr(layer, "packed"):
         return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), layer.packed, None, then, [], "")
     return linear(x.bfloat16(), layer.weight)
@@ -81,4 +82,5 @@ def _forward_bf16(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def _forward_gated(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     x = x.bfloat16()
     gate = _product(self.gate_proj, x, "swish")
-    return self.down_proj(torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.up_proj.packed, None, "mul"))
+    inner = torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.up_proj.packed, None, "mul")
+    return self.down_proj(inner)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from distillctl.backend import StudentRef
 from distillctl.errors import Problem, StudentError
@@ -18,6 +18,7 @@ from distillctl.store.files import safe_join
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
+from distillctl_local.frozen import prefixes_of
 from distillctl_local.hardware import choose, freed_memory_kept
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
 from distillctl_local.safety import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from distillctl_local.generate import Generated
+    from distillctl_local.stream import Prefix
 
 CANARY: list[Message] = [{"role": "user", "content": "Say which of two roads is the shorter one, and why."}]
 
@@ -125,18 +127,19 @@ class LocalPredictor(CausalPredictor):
     """Answers with a model in this process."""
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder, task: Task, how: EvaluateSpec,
-                 identity: Mapping[str, JSON]) -> None:
+                 identity: Mapping[str, JSON], frozen: Sequence[Prefix] = ()) -> None:
+        """frozen: prefixes that the base alone computed, which are then the only ones."""
         from distillctl_local.generate import Generator, Grammar
         from distillctl_local.scoring import LabelScorer
 
         if identity["mode"] == "score":
-            computes: Scorer | Writer = LabelScorer(model, answers_of(encoder, task))
+            computes: Scorer | Writer = LabelScorer(model, answers_of(encoder, task), frozen)
         else:
             grammar = None
             if task.json_schema is not None:
                 vocabulary = model.config.get_text_config().vocab_size
                 grammar = Grammar(task.json_schema, encoder.tokenizer, vocabulary, encoder.end_id)
-            computes = Generator(model, encoder.stops, grammar)
+            computes = Generator(model, encoder.stops, grammar, frozen)
         super().__init__(computes, facts_of(model.config).context, encoder, task, how, identity)
 
 
@@ -166,12 +169,14 @@ def open_local(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec,
             torch.set_num_threads(threads)
         try:
             device, dtype = _chosen(LocalSettings(device=device, precision=precision))
-            model, encoder, identity = load_student(student, folder, dtype=dtype, device=device)
+            model, encoder, identity, frozen = load_student(student, folder, dtype=dtype, device=device)
             if model.dtype is torch.bfloat16:
                 from distillctl_local.precision import multiply_in_bf16
 
                 multiply_in_bf16(model)
-            predictor = LocalPredictor(model, encoder, task, how, identity | identity_of_mode(task, how))
+                frozen = [prefix.float() for prefix in frozen]
+            predictor = LocalPredictor(model, encoder, task, how, identity | identity_of_mode(task, how),
+                                       frozen)
             del model
             yield predictor
         finally:
@@ -215,10 +220,17 @@ def weights_of(student: StudentRef, folder: Path) -> tuple[Path, str, str | None
     return files, str(files), None, is_stored_in_fp32(files)
 
 
-def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, device: str,
-                 ) -> tuple[PreTrainedModel, Encoder, dict[str, JSON]]:
-    """A student as one plain model of this precision, its adapter merged, or in fp32 (see `open_local`); its
-    encoder, and what identifies it. Raises StudentError."""
+class Loaded(NamedTuple):
+    """A student as one plain model, its adapter merged. frozen: prefixes that the base alone computed."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    identity: dict[str, JSON]
+    frozen: list[Prefix]
+
+
+def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, device: str) -> Loaded:
+    """A student of this precision, or in fp32 (see `open_local`). Raises StudentError."""
     import torch
 
     files, name, revision, in_fp32 = weights_of(student, folder)
@@ -227,11 +239,18 @@ def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, devic
     encoder = Encoder(load_tokenizer(name, revision))
     canary = encoder.prompt(CANARY)  # a chat template that is refused is refused before weights are read
     model = load_base(name, revision, dtype=dtype, device=device, attention="eager")  # `stream` has its own
-    if student.kind == "adapter":
-        from distillctl_local.merge import merge_adapter
-
-        check_adapter(files, student.files, facts_of(model.config, source=source_of(student.model)))
-        merge_adapter(model, files, canary)
-    return model, encoder, {
+    identity: dict[str, JSON] = {
         "backend": student.backend, "model": student.model, "base": base_digest(name, revision),
         "files": dict(student.files), "device": device, "products": str(dtype).removeprefix("torch.")}
+    frozen: list[Prefix] = []
+    if student.kind == "adapter":
+        from distillctl_local.merge import merge_adapter
+        from distillctl_local.stream import compute_prefix
+
+        facts = facts_of(model.config, source=source_of(student.model))
+        check_adapter(files, student.files, facts)
+        frozen = [compute_prefix(model, ids) for ids in prefixes_of(student, facts.vocab, facts.context)]
+        merge_adapter(model, files, canary)
+    if frozen:
+        identity["frozen_prefixes"] = [prefix.ids for prefix in frozen]
+    return Loaded(model, encoder, identity, frozen)

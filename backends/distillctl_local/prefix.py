@@ -25,21 +25,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from distillctl_local import below as frozen
+from distillctl_local import known as once
 from distillctl_local import parallel
 from distillctl_local.attention import attention_is
-from distillctl_local.below import Below
 from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
+from distillctl_local.known import KeyValue, Known
 from distillctl_local.losses import Loss
 from distillctl_local.readout import backbone, last_mlp_where_read, read_at
+from distillctl_local.stream import Prefix
 
 NAME = "distillctl_shared_prefix"
 GROUP = 4  # rows that attention pads to a common length; more wastes, fewer makes small products
 MANY_SCORES = 2**24  # attention scores of a group from which they are not kept for the backward pass
-ALL_LAYERS = Below()
-
-KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
+NOTHING = Known()
 
 
 @dataclass(frozen=True)
@@ -129,82 +128,88 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
 def accumulate(model: PreTrainedModel, rows: Sequence[Row], micro_tokens: int, loss: Loss,
-               supervised: int | None = None, below: Below = ALL_LAYERS) -> float:
+               supervised: int | None = None, known: Known = NOTHING) -> float:
     """Add the gradients of one optimiser step to the parameters; returns its loss.
 
     That is the mean of `loss` over the step's supervised tokens. A row's `prefix` says what it shares; 0
     computes it whole. micro_tokens: most tokens computed at once beside a prefix. supervised: the step's
     supervised tokens where `rows` are a share of its rows; their part of the mean is added and returned.
-    below: what layers without a part in it made of the rows, which are then not computed.
+    known: what need not be computed again.
     """
     total = supervised or sum(len(row.completion) for row in rows)
     workers = side_by_side(model, max(row.rest for row in rows), micro_tokens) if rows else 1
-    return run(model, passes(rows, micro_tokens, workers), loss, total, workers, below)
+    return run(model, passes(rows, micro_tokens, workers), loss, total, workers, known)
 
 
 def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: int,
-        workers: int = 1, below: Below = ALL_LAYERS) -> float:
+        workers: int = 1, known: Known = NOTHING) -> float:
     """As `accumulate`, with the passes already laid out, `workers` of them at a time."""
     def loss_of(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
 
     found = 0.0
-    with below.above(model):
+    with known.above(model):
         for kind in kinds:
             if kind.prefix:
-                found += _behind_prefix(model, kind, loss_of, workers, below)
+                found += _behind_prefix(model, kind, loss_of, workers, known)
             else:
                 found += _add(model, kind.batches,
-                              lambda batch: loss_of(_whole(model, batch.rows, below), batch), workers)
+                              lambda batch: loss_of(_whole(model, batch.rows, known), batch), workers)
     return found
 
 
-def compute_below(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int) -> Below:
-    """What the first `layers` layers, in which nothing is trained, make of the rows and their prefixes;
-    nothing for a family that names its layers otherwise. The same rows give the same bytes, whichever steps
-    they will be in."""
+def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int,
+                 frozen: Sequence[Prefix] = ()) -> Known:
+    """What is the same at every step: what the first `layers` layers, in which nothing is trained, make of
+    the rows and their prefixes, but for a family that names its layers otherwise; and `frozen` prefixes. The
+    same rows give the same bytes, whichever steps they will be in."""
+    states = {tuple(prefix.ids): {layer: (keys.clone()[None], values.clone()[None])  # no inference tensors
+                                  for layer, (keys, values) in enumerate(prefix.states)} for prefix in frozen}
     if not layers or layers >= len(getattr(backbone(model), "layers", ())):
-        return ALL_LAYERS
+        return Known(frozen=states)
+    known = Known(layers, frozen=states)
+    nothing_below = Known(frozen=states)
     workers = side_by_side(model, max(row.rest for row in rows), micro_tokens)
-    below = Below(layers)
-    with frozen.up_to(model, layers):
+    with once.up_to(model, layers):
         for prefix, batches in passes(rows, micro_tokens, workers):
-            leaves: dict[int, KeyValue] = {}
+            leaves: Mapping[int, KeyValue] = {}
             if prefix:
-                leaves = _prefix_states(model, prefix, ALL_LAYERS)
-                below.prefixes[tuple(prefix)] = frozen.seen()[0]
+                leaves = _prefix_states(model, prefix, nothing_below)
+                if not states:
+                    known.prefixes[tuple(prefix)] = once.seen()[0]
 
-            def compute(batch: Batch, leaves: dict[int, KeyValue] = leaves) -> Sequence[torch.Tensor]:
+            def compute(batch: Batch, leaves: Mapping[int, KeyValue] = leaves) -> Sequence[torch.Tensor]:
                 lengths = [row.rest for row in batch.rows]
                 if leaves:
-                    _rest(model, batch.rows, leaves, ALL_LAYERS)
-                    return frozen.seen()[0].split(lengths)
-                _whole(model, batch.rows, ALL_LAYERS)
-                return [states[:length].clone()
-                        for states, length in zip(frozen.seen(), lengths, strict=True)]
+                    _rest(model, batch.rows, leaves, nothing_below)
+                    return once.seen()[0].split(lengths)
+                _whole(model, batch.rows, nothing_below)
+                return [states[:length].clone() for states, length in zip(once.seen(), lengths, strict=True)]
 
             with attention_is(model, NAME) if prefix else nullcontext():
                 found = parallel.each(compute, batches, workers)
-            for batch, states in zip(batches, found, strict=True):
-                below.rests.update(zip((tuple(row.ids) for row in batch.rows), states, strict=True))
-    return below
+            for batch, hidden in zip(batches, found, strict=True):
+                known.rests.update(zip((tuple(row.ids) for row in batch.rows), hidden, strict=True))
+    return known
 
 
 def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.Tensor, Batch], torch.Tensor],
-                   workers: int, below: Below) -> float:
+                   workers: int, known: Known) -> float:
     """Both stages of rows with one prefix; returns the sum of their losses."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
     with last_mlp_where_read(model):
         read_at([])
-        states = _prefix_states(model, kind.prefix, below)
+        states = _prefix_states(model, kind.prefix, known)
         leaves = {layer: tuple(part.detach().requires_grad_(part.requires_grad) for part in pair)
                   for layer, pair in states.items()}
         learnt = [(state, leaf) for layer, pair in states.items()
                   for state, leaf in zip(pair, leaves[layer], strict=True) if leaf.requires_grad]
         with attention_is(model, NAME):
             found = _add(model, kind.batches, lambda batch: loss_of(
-                _rest(model, batch.rows, leaves, below), batch), workers, [leaf for _, leaf in learnt])
+                _rest(model, batch.rows, leaves, known), batch), workers, [leaf for _, leaf in learnt])
+    if not learnt:
+        return found
     last = backbone(model).layers[-1]
     if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
         last.unshard()
@@ -213,10 +218,12 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.
     return found
 
 
-def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], below: Below) -> dict[int, KeyValue]:
+def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], known: Known) -> Mapping[int, KeyValue]:
     """The prefix's keys and values, by layer, of those layers that are computed."""
+    if tuple(prefix) in known.frozen:
+        return known.frozen[tuple(prefix)]
     cache = DynamicCache(config=model.config)
-    below.give_prefix(prefix)
+    known.give_prefix(prefix)
     with attention_is(model, "eager"), parallel.threads_for(len(prefix)):
         backbone(model)(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache,
                         use_cache=True)
@@ -262,7 +269,7 @@ def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int
     return parallel.side_by_side(model, longest, micro_tokens)
 
 
-def _whole(model: PreTrainedModel, rows: Sequence[Row], below: Below) -> torch.Tensor:
+def _whole(model: PreTrainedModel, rows: Sequence[Row], known: Known) -> torch.Tensor:
     """Hidden states that predict the supervised tokens of whole rows, right-padded."""
     width = max(row.rest for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -273,14 +280,14 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row], below: Below) -> torch.T
         mask[number, :row.rest] = 1
         end = number * width + row.rest
         places += range(end - len(row.completion), end)
-    below.give_rests(rows, padded=True)
+    known.give_rests(rows, padded=True)
     hidden = backbone(model)(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                              use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)[places]
 
 
 def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, KeyValue],
-          below: Below) -> torch.Tensor:
+          known: Known) -> torch.Tensor:
     """Hidden states that predict the supervised tokens, from a pass over what follows the prefix."""
     prefix = batch[0].prefix
     rests = [row.ids[prefix:-1] for row in batch]
@@ -294,7 +301,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, Key
         end += len(rest)
         places += range(end - len(row.completion), end)
     read_at(places)
-    below.give_rests(batch)
+    known.give_rests(batch)
     hidden = backbone(model)(
         input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
         attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state

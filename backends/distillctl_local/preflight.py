@@ -333,7 +333,7 @@ def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int,
     train = job.train
     steps = train.max_steps or (train.epochs or DEFAULT_EPOCHS) * math.ceil(len(rows) / train.batch_size)
     share = rows_of_a_device(train, settings, len(rows))
-    tokens = steps * settings.devices * tokens_per_step(rows, share)
+    tokens = steps * settings.devices * tokens_per_step(rows, share, settings.shared_prefix == "frozen")
     upper = (settings.layers or facts.layers) / facts.layers
     once = len(rows) / (steps * train.batch_size) if bytes_below(rows, facts, settings, width) else 1.0
     each = 4 * upper + 2 * (1 - upper) * once if train.lora else 6

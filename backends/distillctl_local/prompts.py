@@ -26,15 +26,19 @@ WORTH = 32  # tokens that a kind of its own must share beyond what all share
 
 
 class Prefixes:
-    """The prefixes of one model, those used last first."""
+    """The prefixes of one model, those used last first. frozen: those that its base computed; then there are
+    no others, because what is computed now would be the student's."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, frozen: Sequence[Prefix] = ()) -> None:
         self._model = model
+        self._frozen = sorted(frozen, key=len, reverse=True)
         self._held: list[Prefix] = []
         self._seen: list[list[int]] = []
 
     def split(self, prompts: Sequence[list[int]]) -> list[tuple[Prefix, list[int]]]:
         """The prompts (token ids) by prefix: each with the numbers of the prompts that begin with it."""
+        if self._frozen:
+            return self._split_at_frozen(prompts)
         known = [prompt for prompt in self._seen if prompt not in prompts]  # a prompt is no kind of its own
         distinct = [list(prompt) for prompt, _ in groupby(sorted([*known, *prompts]))]
         kinds = sorted(_kinds(distinct), key=len, reverse=True)
@@ -45,6 +49,14 @@ class Prefixes:
             groups.setdefault(own, []).append(number)
         return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
                 for own, numbers in groups.items()]
+
+    def _split_at_frozen(self, prompts: Sequence[list[int]]) -> list[tuple[Prefix, list[int]]]:
+        groups: dict[int, tuple[Prefix, list[int]]] = {}
+        for number, prompt in enumerate(prompts):
+            own = next((prefix for prefix in self._frozen
+                        if len(prefix) < len(prompt) and prompt[:len(prefix)] == prefix.ids), NO_PREFIX)
+            groups.setdefault(id(own), (own, []))[1].append(number)
+        return list(groups.values())
 
     def each(self, compute: Callable[[Prefix, list[int]], Found], prompts: Sequence[list[int]], extra: int,
              rows: int) -> list[tuple[list[int], Found]]:

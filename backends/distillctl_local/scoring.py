@@ -61,13 +61,15 @@ def build_trie(answers: Sequence[Sequence[int]]) -> Trie:
 
 
 class LabelScorer:
-    """Scores one label set with one model. answers: each label's tokens with the end token."""
+    """Scores one label set with one model. answers: each label's tokens with the end token. frozen:
+    as for `Prefixes`."""
 
-    def __init__(self, model: PreTrainedModel, answers: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: PreTrainedModel, answers: Sequence[Sequence[int]],
+                 frozen: Sequence[Prefix] = ()) -> None:
         self._model = model
         self._answers = [list(answer) for answer in answers]
         self._trie = build_trie(answers)
-        self._prefixes = Prefixes(model)
+        self._prefixes = Prefixes(model, frozen)
         self._facts = facts_of(model.config)
 
     def log_probabilities(self, prompts: Sequence[list[int]]) -> torch.Tensor:

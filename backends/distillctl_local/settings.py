@@ -32,8 +32,9 @@ class LocalSettings(Strict):
     bits: Literal[4, 8, 16] | None = None
     """Of the frozen base model's weights: 4 (NF4) and 8 through bitsandbytes on an NVIDIA GPU. null: 4 with
     Unsloth, else 16 or 32, as `precision` says."""
-    shared_prefix: Literal["auto", "on", "off"] = "auto"
-    """Compute what all prompts begin with once per step. auto: where it is exact and pays."""
+    shared_prefix: Literal["auto", "on", "off", "frozen"] = "auto"
+    """Compute what all prompts begin with once per step. auto: where it is exact and pays. frozen: the base
+    alone computes it, once for all; another student, which needs the base beside its adapter for ever."""
     learn: Literal["auto", "choice", "tokens"] = "auto"
     """choice: which label, among the labels; tokens: every token of the answer among all tokens. auto: choice
     for a classification, which learns in half as many passes."""

@@ -9,11 +9,11 @@ import torch
 from trl import SFTTrainer
 
 from distillctl.errors import BackendError, Problem
-from distillctl_local.below import Below
 from distillctl_local.data import Row
 from distillctl_local.division import divide, in_step
+from distillctl_local.known import Known
 from distillctl_local.losses import Loss
-from distillctl_local.prefix import ALL_LAYERS, accumulate, run
+from distillctl_local.prefix import NOTHING, accumulate, run
 from distillctl_local.ranks import Ranks
 from distillctl_local.result import plain_model
 
@@ -23,13 +23,13 @@ class SharedPrefixTrainer(SFTTrainer):
 
     Optimiser, schedule, clipping, checkpoints and logging stay TRL's. micro_tokens: most tokens computed
     at once; halved when the GPU's memory does not hold them, and `tell` says so. loss: see losses.py. ranks:
-    who shares the steps' rows. sharded: they share the base's weights too (see shard.py). below: of the rows,
-    where the adapter sits on the uppermost layers alone.
+    who shares the steps' rows. sharded: they share the base's weights too (see shard.py). known: what
+    the steps need not compute again.
     """
 
     def __init__(self, *args: Any, rows: Sequence[Row], micro_tokens: int, loss: Loss,
                  tell: Callable[[str], None], ranks: Ranks | None = None, sharded: bool = False,
-                 below: Below = ALL_LAYERS, **kwargs: Any) -> None:
+                 known: Known = NOTHING, **kwargs: Any) -> None:
         from datasets import Dataset
 
         # TRL takes tokenised rows as they are; what it needs not know travels by number.
@@ -42,7 +42,7 @@ class SharedPrefixTrainer(SFTTrainer):
         self._tell = tell
         self._ranks = ranks or Ranks()
         self._sharded = sharded
-        self._below = below
+        self._known = known
         self._ranks.same_weights(self._trained())
 
     def _pick(self, features: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -67,7 +67,7 @@ class SharedPrefixTrainer(SFTTrainer):
         while True:
             loss, full = 0.0, False
             try:
-                loss = accumulate(base, mine, self._micro_tokens, self._loss, supervised, self._below)
+                loss = accumulate(base, mine, self._micro_tokens, self._loss, supervised, self._known)
             except torch.OutOfMemoryError:
                 full = True
             loss, full = self._ranks.add(loss, full)  # where one has no room, all begin anew

@@ -28,6 +28,8 @@ def problems(settings: LocalSettings, train: TrainSpec) -> list[Problem]:
         "there is one device, and nothing to divide among": settings.devices == 1,
         "every weight is trained (`train.lora: null`), and only a frozen base is divided": train.lora is None,
         "quantised weights are not divided": settings.bits in (4, 8),
+        "a prefix that the base alone computes (`shared_prefix: frozen`) is not divided":
+            settings.shared_prefix == "frozen",
         "layers without an adapter (`layers`) are not divided": settings.layers is not None,
         "`keep: best` and `patience` answer the dev split on each device, and none holds the model":
             settings.watches}

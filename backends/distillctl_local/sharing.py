@@ -27,16 +27,18 @@ def choose_prefixes(rows: list[Row], facts: ModelFacts, train: TrainSpec,
         return rows, "every row is computed whole: the shared prefix is switched off"
     batch_size = rows_of_a_device(train, settings, len(rows))
     shared = share_prefixes(rows, batch_size)
-    if why := why_not_shared(facts, shared, dropout_of(train)):
-        if settings.shared_prefix == "on":
-            raise UsageError(Problem(f"a shared prefix is not possible: {why}",
-                                     field="backends.local.shared_prefix", value="on", hint="use auto"))
+    frozen = settings.shared_prefix == "frozen"
+    if why := why_not_shared(facts, shared, 0.0 if frozen else dropout_of(train)):
+        if settings.shared_prefix != "auto":
+            raise UsageError(Problem(f"a shared prefix is not possible: {why}", hint="use auto",
+                                     field="backends.local.shared_prefix", value=settings.shared_prefix))
         return rows, f"every row is computed whole: {why}"
-    ratio = expected_ratio(shared, batch_size)
+    ratio = expected_ratio(shared, batch_size, frozen)
     if settings.shared_prefix == "auto" and ratio < WORTH_IT:
         return rows, "every row is computed whole: the prompts begin alike for too few tokens"
     lengths = sorted({row.prefix for row in shared if row.prefix})
-    return shared, (f"prompts begin alike for {' or '.join(map(str, lengths))} tokens, computed once a step: "
+    by_whom = "which the base alone computes, once" if frozen else "computed once a step"
+    return shared, (f"prompts begin alike for {' or '.join(map(str, lengths))} tokens, {by_whom}: "
                     f"{ratio:.1f}× fewer tokens")
 
 
@@ -66,10 +68,11 @@ def why_not_shared(facts: ModelFacts, rows: Sequence[Row], dropout: float) -> st
     return None
 
 
-def expected_ratio(rows: Sequence[Row], batch_size: float) -> float:
-    """Tokens that a step computes without sharing, for each that it computes with it."""
+def expected_ratio(rows: Sequence[Row], batch_size: float, frozen: bool = False) -> float:
+    """Tokens that a step computes without sharing, for each that it computes with it. frozen: as for
+    `tokens_per_step`."""
     whole = batch_size * sum(len(row.ids) - 1 for row in rows) / len(rows)
-    return whole / tokens_per_step(rows, batch_size)
+    return whole / tokens_per_step(rows, batch_size, frozen)
 
 
 def share_prefixes(rows: Sequence[Row], batch_size: float) -> list[Row]:
@@ -86,15 +89,21 @@ def share_prefixes(rows: Sequence[Row], batch_size: float) -> list[Row]:
     return [replace(row, prefix=prefix) for row, prefix in zip(rows, prefixes, strict=True)]
 
 
-def tokens_per_step(rows: Sequence[Row], batch_size: float) -> float:
-    """Tokens that an average step of `batch_size` rows computes: every prefix in it once, every rest."""
+def tokens_per_step(rows: Sequence[Row], batch_size: float, frozen: bool = False) -> float:
+    """Tokens that an average step of `batch_size` rows computes: every rest, and every prefix in it once, but
+    for `frozen` ones."""
     kinds: dict[tuple[int, ...], int] = {}
     for row in rows:
         kind = tuple(row.ids[:row.prefix])
         kinds[kind] = kinds.get(kind, 0) + 1
     share = batch_size / len(rows)
-    shared = sum(len(kind) * min(1.0, count * share) for kind, count in kinds.items())
+    shared = 0 if frozen else sum(len(kind) * min(1.0, count * share) for kind, count in kinds.items())
     return shared + share * sum(row.rest for row in rows)
+
+
+def prefixes_of(rows: Sequence[Row]) -> list[list[int]]:
+    """The prefixes that the rows share, each once."""
+    return sorted({tuple(row.ids[:row.prefix]) for row in rows if row.prefix})
 
 
 def bytes_below(rows: Sequence[Row], facts: ModelFacts, settings: LocalSettings, width: int) -> int:
@@ -103,7 +112,7 @@ def bytes_below(rows: Sequence[Row], facts: ModelFacts, settings: LocalSettings,
     rows anew at every step. Raises UsageError where the model has too few layers."""
     if not layers_below(facts, settings.layers) or settings.devices > 1:
         return 0
-    tokens = sum(row.rest for row in rows) + sum(map(len, {tuple(row.ids[:row.prefix]) for row in rows}))
+    tokens = sum(row.rest for row in rows) + sum(map(len, prefixes_of(rows)))
     size = tokens * facts.hidden_size * width
     return size if size <= MOST_KEPT else 0
 

@@ -43,6 +43,10 @@ class Prefix:
         return Prefix(self.ids[:length], [(keys[:, :length].contiguous(), values[:, :length].contiguous())
                                           for keys, values in self.states])
 
+    def float(self) -> Prefix:
+        """The same in fp32."""
+        return Prefix(self.ids, [(keys.float(), values.float()) for keys, values in self.states])
+
 
 NO_PREFIX = Prefix([], [])
 

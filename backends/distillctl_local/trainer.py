@@ -27,6 +27,7 @@ from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
 from distillctl.types import JSON
 from distillctl_local import devices, full, process, shard
+from distillctl_local import frozen as frozen_prefix
 from distillctl_local.hardware import freed_memory_kept
 from distillctl_local.ranks import Ranks, join
 from distillctl_local.settings import LocalSettings
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from distillctl_local.below import Below
     from distillctl_local.data import Row
     from distillctl_local.encode import Encoder
+    from distillctl_local.known import Known
     from distillctl_local.losses import Loss
     from distillctl_local.watch import Watch
 
@@ -140,8 +141,9 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     from distillctl_local.facts import layers_below
     from distillctl_local.hardware import choose, quantisation
     from distillctl_local.models import facts_of, load_base, load_tokenizer
-    from distillctl_local.prefix import ALL_LAYERS, compute_below
-    from distillctl_local.sharing import bytes_below, choose_prefixes
+    from distillctl_local.prefix import compute_once
+    from distillctl_local.sharing import bytes_below, choose_prefixes, prefixes_of
+    from distillctl_local.stream import compute_prefix
     from distillctl_local.watch import Watch
 
     if settings.threads:
@@ -167,14 +169,17 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     ranks.meet(device)
     if settings.shard:
         shard.shard(model, device, ranks)
-    below = ALL_LAYERS
-    if size := bytes_below(rows, facts, settings, model.dtype.itemsize):
-        below = compute_below(model, rows, lower, settings.micro_tokens)
-    if below.layers:
+    frozen = []
+    if settings.shared_prefix == "frozen":  # the adapter is new, and adds nothing yet
+        frozen = [compute_prefix(model, prefix) for prefix in prefixes_of(rows)]
+        write_json(folder / frozen_prefix.IN_JOB, [prefix.ids for prefix in frozen])
+    size = bytes_below(rows, facts, settings, model.dtype.itemsize)
+    known = compute_once(model, rows, lower if size else 0, settings.micro_tokens, frozen)
+    if known.layers:
         events.tell(f"the {lower} layers below the adapter are computed: {size / 2**20:.0f} MiB are kept")
-    watch = Watch(folder, student, encoder, task, ranks) if settings.watches else None
+    watch = Watch(folder, student, encoder, task, ranks, frozen) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
-         ranks, below)
+         ranks, known)
     if watch:
         watch.restore_best()
     ranks.part()
@@ -194,8 +199,8 @@ def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False,
                 layers: int | None = None) -> PeftModel:
-    """The base model with a new LoRA adapter in fp32, computed in the base's precision. Sets the seed. layers:
-    how many it sits on, the uppermost ones; None: all."""
+    """The base model with a new LoRA adapter in fp32, computed in the base's precision; sets the seed.
+    layers: how many it sits on, the uppermost ones; None: all."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -227,7 +232,7 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
 
 def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],
          loss: Loss, spec: TrainSpec, settings: LocalSettings, watch: Watch | None, ranks: Ranks,
-         below: Below) -> None:
+         known: Known) -> None:
     import torch
     from peft.optimizers import create_loraplus_optimizer
     from trl import SFTConfig
@@ -249,7 +254,7 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
         model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
         callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
         micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks,
-        sharded=settings.shard, below=below)
+        sharded=settings.shard, known=known)
     resume = ranks.as_first(last_checkpoint(folder) if ranks.first else None)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")

@@ -27,6 +27,7 @@ from distillctl.store.files import digest_json
 from distillctl.task import Task
 from distillctl.types import JSON, Finish
 from distillctl_local.encode import Encoder
+from distillctl_local.frozen import refuse
 from distillctl_local.generate import SEPARATORS, Generated
 from distillctl_local.models import base_digest, facts_at_hand, load_tokenizer, model_folder
 from distillctl_local.predictor import CausalPredictor, answers_of, identity_of_mode, weights_of
@@ -161,6 +162,7 @@ def open_vllm(student: StudentRef, folder: Path, task: Task, how: EvaluateSpec) 
     """See `distillctl.engines.Opener`."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    refuse(student, "vLLM cannot answer for it")
     check_here()
     files, name, revision, in_fp32 = weights_of(student, folder)
     base = str(model_folder(name, revision))

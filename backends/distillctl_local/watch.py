@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from distillctl_local.stream import Prefix
+
 ROWS = 200  # dev rows that are looked at, the first ones: enough to see a trend
 
 
@@ -27,22 +29,24 @@ class Watch:
     """Scores by epoch, and the best epoch's trained weights, in a job's folder.
 
     A trainer that was killed and goes on from an earlier checkpoint finds and writes the same ones again.
-    ranks: who shares the dev rows; the first one writes.
+    ranks: who shares the dev rows; the first one writes. frozen: prefixes that the base alone computes.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
-                 ranks: Ranks | None = None) -> None:
+                 ranks: Ranks | None = None, frozen: Sequence[Prefix] = ()) -> None:
         self._folder = folder
         self._model = model
         self._encoder = encoder
         self._task = task
         self._rows = list(read_jsonl(folder / "dev.jsonl"))[:ROWS]
         self._ranks = ranks or Ranks()
+        self._frozen = frozen
 
     def look(self, step: int) -> float:
         """The student's score at the end of an epoch, in [0, 1]; its weights are kept if it is the best."""
         mine = self._rows[self._ranks.number::self._ranks.count]
-        (total,) = self._ranks.add(points(self._model, self._encoder, self._task, mine))
+        (total,) = self._ranks.add(points(self._model, self._encoder, self._task, mine,
+                                          frozen=self._frozen))
         score = total / len(self._rows)
         if self._ranks.first:
             self._note(step, score)
@@ -78,7 +82,8 @@ class Watch:
         return {int(step): score for step, score in found.items() if int(step) < before}
 
 
-def points(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON]) -> float:
+def points(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON],
+           frozen: Sequence[Prefix] = ()) -> float:
     """How well a model being trained answers as the teacher did, by the task's metric, added up over the
     rows: 1 for a right answer; for free text its ROUGE-L."""
     from distillctl_local.predictor import LocalPredictor
@@ -87,7 +92,7 @@ def points(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task, row
     model.eval()
     mode = "score" if task.labels else "generate"
     predictor = LocalPredictor(plain_model(model), encoder, task, EvaluateSpec(),
-                               {"model": "student", "mode": mode})
+                               {"model": "student", "mode": mode}, frozen)
     answers = []
     for start in range(0, len(rows), predictor.max_batch):
         part = rows[start:start + predictor.max_batch]

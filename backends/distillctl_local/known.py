@@ -1,7 +1,8 @@
-"""The layers below an adapter that sits on the uppermost ones: what they make of a row is computed once.
+"""What does not change from step to step, and so is computed once.
 
-No gradient reaches them and nothing in them is trained, so their hidden states are the same at every step.
-Kept, they leave the upper layers to compute in each epoch, forward and back.
+Below an adapter on the uppermost layers nothing is trained and no gradient arrives, so what the lower layers
+make of a row is the same at every step. And a prefix that the base alone computes (`shared_prefix: frozen`,
+after activated LoRA, arXiv 2504.12397) has the same keys and values at every step.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from transformers import PreTrainedModel
 from distillctl_local.data import Row
 from distillctl_local.readout import backbone
 
+KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
+
 _thread = threading.local()
 
 
 @dataclass(frozen=True)
-class Below:
-    """Hidden states [tokens, width] behind the first `layers` layers: of prefixes by their ids, and by a row's
-    ids of what it has behind its prefix. With no layers nothing is kept, and the methods do nothing."""
+class Known:
+    """Hidden states [tokens, width] behind the first `layers` layers: of prefixes by their ids, and by a
+    row's ids of what it has behind its prefix. With no layers none are known, and the methods do nothing.
+    frozen: keys and values, by layer, of prefixes that are not trained, by their ids."""
 
     layers: int = 0
     prefixes: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
     rests: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    frozen: dict[tuple[int, ...], dict[int, KeyValue]] = field(default_factory=dict)
 
     @contextmanager
     def above(self, model: PreTrainedModel) -> Iterator[None]:
@@ -56,7 +61,7 @@ class Below:
 
 @contextmanager
 def up_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
-    """Let `model` compute its first `layers` layers alone; `seen` has what they made of this thread's pass."""
+    """Let `model` compute its first `layers` layers alone; `seen` has what they made of a thread's pass."""
     first, *others = backbone(model).layers[layers:]
 
     def note(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""An adapter on the uppermost layers alone: the layers below are computed once, and the gradients stay the plain
-ones."""
+"""What does not change from step to step is computed once, and the gradients stay the plain ones: the layers
+below an adapter on the uppermost ones, and a prefix that the base alone computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distillctl_local import sharing  # noqa: E402
 from distillctl_local.data import Row  # noqa: E402
 from distillctl_local.losses import next_token  # noqa: E402
 from distillctl_local.models import facts_of  # noqa: E402
-from distillctl_local.prefix import accumulate, compute_below  # noqa: E402
+from distillctl_local.prefix import accumulate, compute_once  # noqa: E402
 from distillctl_local.settings import LocalSettings  # noqa: E402
 from distillctl_local.sharing import bytes_below, share_prefixes  # noqa: E402
 from distillctl_local.trainer import add_adapter  # noqa: E402
@@ -51,9 +51,9 @@ def test_gradients_are_the_plain_ones(family: str, micro_tokens: int) -> None:
     wrapped, model = adapted(family, 2)
     loss = reference(model, ROWS)
     wanted = gradients(wrapped)
-    below = compute_below(model, ROWS, 2, micro_tokens)
-    assert below.layers == 2
-    assert accumulate(model, ROWS, micro_tokens, next_token, below=below) == pytest.approx(loss, rel=1e-5)
+    known = compute_once(model, ROWS, 2, micro_tokens)
+    assert known.layers == 2
+    assert accumulate(model, ROWS, micro_tokens, next_token, known=known) == pytest.approx(loss, rel=1e-5)
     assert_same(gradients(wrapped), wanted)
 
 
@@ -68,11 +68,11 @@ def test_gradients_are_the_plain_ones_where_nothing_is_kept() -> None:
 
 def test_the_layers_below_are_not_computed_again() -> None:
     _, model = adapted("llama", 2)
-    below = compute_below(model, ROWS, 2, ALL)
+    known = compute_once(model, ROWS, 2, ALL)
     seen = []
     for number, layer in enumerate(model.model.layers):
         layer.self_attn.register_forward_hook(lambda *_, number=number: seen.append(number))
-    accumulate(model, ROWS, ALL, next_token, below=below)
+    accumulate(model, ROWS, ALL, next_token, known=known)
     assert set(seen) == {2, 3}
 
 
@@ -80,13 +80,13 @@ def test_the_model_is_left_as_it_was() -> None:
     _, model = adapted("llama", 2)
     ids = torch.tensor([ROWS[0].ids])
     before = model(input_ids=ids).logits
-    accumulate(model, ROWS, ALL, next_token, below=compute_below(model, ROWS, 2, ALL))
+    accumulate(model, ROWS, ALL, next_token, known=compute_once(model, ROWS, 2, ALL))
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_what_is_kept_is_the_same_whenever_it_is_computed() -> None:
     _, model = adapted("llama", 2)
-    first, second = (compute_below(model, ROWS, 2, 120) for _ in range(2))
+    first, second = (compute_once(model, ROWS, 2, 120) for _ in range(2))
     assert all(torch.equal(first.rests[key], second.rests[key]) for key in first.rests)
 
 
