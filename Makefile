@@ -38,7 +38,7 @@ bench-train: setup
 RUN ?= $(shell ls -td runs/routing/*/ 2>/dev/null | head -n 1)
 
 bench-eval: setup
-	$(BIN)/python benchmarks/bench_eval.py $(RUN) --prefix 0 400
+	$(BIN)/python benchmarks/bench_eval.py $(RUN) --prefix 0 400 --ways loop-fp32 loop one batch
 
 bench-serve bench-export: bench-%: setup
 	@test -n "$(RUN)" || { echo "there is no run: make demo, or RUN=runs/RECIPE/RUN"; exit 2; }

@@ -2,13 +2,14 @@
 
     python benchmarks/bench_eval.py [RUN] [--limit 60] [--prefix 0 400] [--recipe recipes/routing.yaml]
 
-RUN is the folder of a finished run; its student answers items of its recipe's test split. Without one the
-untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share of items on
-which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that nobody's answers
-are measured against rounding. Each way runs in a process of its own, as it comes: OpenMP's threads wait awake
-in transformers' loop and asleep in distillctl. A table for each --prefix: worked examples before the prompt
-until it begins with that many more tokens on every item. Run it on an idle machine; where that cannot be had,
-the processor's time, of all threads together, is the steadier measure. On a GPU it says nothing.
+RUN is the folder of a finished run; its student answers its recipe's test split, or the first --limit items.
+Without one the untrained model of --recipe answers. All ways get the same prompt tokens. `same` is the share
+of items on which a way's parsed answer is that of the first way; the loop in fp32 is the first, so that
+nobody's answers are measured against rounding. Each way runs in a process of its own, as it comes: OpenMP's
+threads wait awake in transformers' loop and asleep in distillctl. A table for each --prefix: worked examples
+before the prompt until it begins with that many more tokens on every item. Run it on an idle machine; where
+that cannot be had, the processor's time, of all threads together, is the steadier measure. On a GPU it says
+nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/routing.yaml"))
-    parser.add_argument("--limit", type=int, default=60, help="items of the test split")
+    parser.add_argument("--limit", type=int, help="items of the test split; all")
     parser.add_argument("--prefix", type=int, nargs="+", default=[0],
                         help="tokens before every prompt; several make several tables")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))

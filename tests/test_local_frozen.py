@@ -21,7 +21,12 @@ from distillctl_local.models import facts_of, load_base, load_tokenizer  # noqa:
 from distillctl_local.predictor import open_local  # noqa: E402
 from distillctl_local.prefix import accumulate, compute_once  # noqa: E402
 from distillctl_local.settings import LocalSettings  # noqa: E402
-from distillctl_local.sharing import choose_prefixes, prefixes_of, share_prefixes  # noqa: E402
+from distillctl_local.sharing import (  # noqa: E402
+    choose_prefixes,
+    prefixes_of,
+    share_prefixes,
+    tokens_per_step,
+)
 from distillctl_local.stream import compute_prefix  # noqa: E402
 from distillctl_local.vllm_engine import open_vllm  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
@@ -150,6 +155,11 @@ def test_prefixes_that_are_none_are_refused(trained, tmp_path: Path, prefixes: o
     with (pytest.raises(StudentError, match=r"frozen_prefixes.*no lists of the base's tokens"),
           open_local(student, tmp_path / "student", trained[0].job.task, EvaluateSpec())):
         pass
+
+
+def test_a_step_saves_the_prefix_too() -> None:
+    rows = share_prefixes(make_rows(), 7)
+    assert tokens_per_step(rows, 7) - tokens_per_step(rows, 7, frozen=True) == 40
 
 
 class TestWhereItIsRefused:

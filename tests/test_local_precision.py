@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from distillctl_local import precision
 from distillctl_local.precision import multiply_in_bf16
 from support.tiny_models import FAMILIES, tiny_model
 
@@ -17,6 +18,24 @@ def test_logits_stay_close_to_fp32(family: str) -> None:
     mixed = multiply_in_bf16(tiny_model(family))(input_ids=IDS).logits
     assert mixed.dtype == torch.float32
     assert (mixed - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_logits_are_those_of_weights_that_are_not_laid_out_for_onednn(
+        family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = multiply_in_bf16(tiny_model(family))(input_ids=IDS).logits
+    monkeypatch.setattr(precision, "_onednn_has_bf16", lambda: False)
+    plain = multiply_in_bf16(tiny_model(family))
+    assert not any(hasattr(module, "packed") for module in plain.modules())
+    assert (mixed - plain(input_ids=IDS).logits).abs().max() < 0.01 * mixed.abs().max()
+
+
+@pytest.mark.skipif(not precision._onednn_has_bf16(), reason="needs a processor on which oneDNN has bf16")
+def test_weights_that_are_laid_out_for_onednn_are_kept_once() -> None:
+    model = multiply_in_bf16(tiny_model("llama"))
+    layer = model.model.layers[0].mlp.up_proj
+    assert (layer.packed.shape, layer.weight.numel()) == ((64, 32), 0)
 
 
 @torch.inference_mode()

@@ -121,6 +121,12 @@ class TestTraining:
                    if "loss" in event.data] for desk in (ended, whole)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
+    def test_a_family_that_a_shared_prefix_does_not_suit_is_trained_without(self, tmp_path: Path) -> None:
+        desk = Desk(tmp_path, str(save_tiny_model(tmp_path / "model", "stablelm")))
+        assert desk.until(desk.submit()).state == "succeeded", desk.events()
+        assert any("computed whole: stablelm does not compute as is known here" in message
+                   for message in desk.events())
+
     def test_other_ways_of_lora_train_another_adapter(self, ended: Desk, tmp_path: Path, model: str) -> None:
         desk = Desk(tmp_path, model, rslora=True, lora_plus=4.0)
         assert desk.until(desk.submit()).state == "succeeded", desk.events()

@@ -11,7 +11,7 @@ from distillctl_local import lora, prefix
 from distillctl_local.data import Row
 from distillctl_local.losses import LabelChoice, next_token
 from distillctl_local.models import facts_of
-from distillctl_local.prefix import accumulate
+from distillctl_local.prefix import accumulate, differs
 from distillctl_local.sharing import expected_ratio, share_prefixes, tokens_per_step, why_not_shared
 from peft import LoraConfig, get_peft_model
 from support.tiny_models import FAMILIES, tiny_model
@@ -131,10 +131,48 @@ class TestGradientsInOtherShapes:
         accumulate(model, shared, ALL, next_token)
         assert_same(gradients(wrapped), wanted)
 
+    @pytest.mark.parametrize(("family", "scaled"), [("granite", {"logits_scaling": 4.0}),
+                                                    ("cohere", {"logit_scale": 0.25})])
+    def test_of_families_that_scale_their_logits(self, family: str, scaled: dict[str, float]) -> None:
+        rows = share_prefixes(make_rows(), 7)
+        wrapped, model = adapted(family, **scaled)
+        loss = reference(model, rows)
+        wanted = gradients(wrapped)
+        assert accumulate(model, rows, ALL, next_token) == pytest.approx(loss, rel=1e-5)
+        assert_same(gradients(wrapped), wanted)
+
     def test_the_model_is_left_as_it_was(self) -> None:
         _, model = adapted("llama")
         accumulate(model, share_prefixes(make_rows(), 7), ALL, next_token)
         assert model.config._attn_implementation == "eager"
+
+
+class TestTheModelsOwnForward:
+    """What is trained is what the model computes, whatever its family does: tried before training."""
+
+    def row(self, shared: bool) -> Row:
+        row = share_prefixes(make_rows(), 7)[0]
+        return row if shared else replace(row, prefix=0)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_is_what_we_compute(self, family: str, shared: bool) -> None:
+        assert differs(tiny_model(family), self.row(shared)) is None
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_with_a_scale_that_is_not_known_here_differs(self, shared: bool) -> None:
+        model = tiny_model("llama")
+
+        def scale(module: torch.nn.Module, given: object, output: dict) -> None:
+            output["logits"] = output["logits"] / 8
+
+        model.register_forward_hook(scale)
+        assert differs(model, self.row(shared)) == "by 700.0%"
+
+    def test_of_a_family_that_keeps_its_attention_apart_does_not_suit_a_shared_prefix(self) -> None:
+        model = tiny_model("stablelm", num_hidden_layers=2)
+        assert differs(model, self.row(shared=False)) is None
+        assert "Error" in differs(model, self.row(shared=True))
 
 
 class TestLabelChoice:

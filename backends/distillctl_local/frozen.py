@@ -12,7 +12,7 @@ IN_JOB = "frozen.json"  # what the trainer leaves in its folder: the prefixes' t
 IN_STUDENT = "frozen_prefixes"  # the same in `StudentRef.data`
 
 
-def prefixes_of(student: StudentRef, vocabulary: int, context: int) -> list[list[int]]:
+def prefixes_in(student: StudentRef, vocabulary: int, context: int) -> list[list[int]]:
     """The token ids of the prefixes that the base alone computes. Raises StudentError where they are none."""
     found = student.data.get(IN_STUDENT, [])
     if not isinstance(found, list) or not all(

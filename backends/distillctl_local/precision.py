@@ -34,7 +34,7 @@ def multiply_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
             module.forward = types.MethodType(_forward_bf16 if widens else _forward, module)
             if module.bias is not None:
                 module.bias.data = module.bias.data.float()
-            elif packs:
+            if packs:
                 _pack(module)
         else:
             for parameter in module.parameters(recurse=False):
@@ -50,15 +50,15 @@ def _onednn_has_bf16() -> bool:
 
 
 def _pack(layer: torch.nn.Linear) -> None:
-    """Let a layer without a bias keep its weights as oneDNN reads them, and only so."""
+    """Let a layer keep its weights as oneDNN reads them, and only so."""
     layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
     layer.weight.data = layer.weight.data.new_empty(0)
 
 
 def _is_gated(module: torch.nn.Module) -> bool:
-    """Whether it is a feed-forward part down(silu(gate(x)) · up(x)), all of it packed, as in Llama."""
+    """Whether it is a feed-forward part down(silu(gate(x)) · up(x)) without biases, as in Llama, packed."""
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return all(hasattr(layer, "packed") for layer in layers) and type(
+    return all(hasattr(layer, "packed") and layer.bias is None for layer in layers) and type(
         getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")  # torch's, transformers'
 
 

@@ -18,7 +18,7 @@ from distillctl.store.files import safe_join
 from distillctl.task import Task
 from distillctl.types import JSON, Answer, Message, Request
 from distillctl_local.encode import Encoder
-from distillctl_local.frozen import prefixes_of
+from distillctl_local.frozen import prefixes_in
 from distillctl_local.hardware import choose, freed_memory_kept
 from distillctl_local.models import base_digest, facts_of, load_base, load_tokenizer, source_of
 from distillctl_local.safety import (
@@ -249,7 +249,7 @@ def load_student(student: StudentRef, folder: Path, *, dtype: torch.dtype, devic
 
         facts = facts_of(model.config, source=source_of(student.model))
         check_adapter(files, student.files, facts)
-        frozen = [compute_prefix(model, ids) for ids in prefixes_of(student, facts.vocab, facts.context)]
+        frozen = [compute_prefix(model, ids) for ids in prefixes_in(student, facts.vocab, facts.context)]
         merge_adapter(model, files, canary)
     if frozen:
         identity["frozen_prefixes"] = [prefix.ids for prefix in frozen]

@@ -32,7 +32,7 @@ from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
 from distillctl_local.known import KeyValue, Known
 from distillctl_local.losses import Loss
-from distillctl_local.readout import backbone, last_mlp_where_read, read_at
+from distillctl_local.readout import backbone, last_mlp_where_read, logits_of, read_at
 from distillctl_local.stream import Prefix
 
 NAME = "distillctl_shared_prefix"
@@ -145,7 +145,7 @@ def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: i
         workers: int = 1, known: Known = NOTHING) -> float:
     """As `accumulate`, with the passes already laid out, `workers` of them at a time."""
     def loss_of(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return loss(_logits(model, hidden), batch.rows) * batch.counts / supervised
+        return loss(logits_of(model, hidden), batch.rows) * batch.counts / supervised
 
     found = 0.0
     with known.above(model):
@@ -158,24 +158,46 @@ def run(model: PreTrainedModel, kinds: Sequence[Kind], loss: Loss, supervised: i
     return found
 
 
+@torch.no_grad()
+def differs(model: PreTrainedModel, row: Row, known: Known = NOTHING) -> str | None:
+    """How our logits of a row differ from those of the model's own forward; None where they do not. A family
+    may do what is not known here: scale its logits, share states between layers, keep its attention apart."""
+    own = model(input_ids=torch.tensor([row.ids[:-1]], device=model.device), use_cache=False).logits
+    own = own[0, -len(row.completion):].float()
+    try:
+        with known.above(model):
+            if row.prefix:
+                with last_mlp_where_read(model):
+                    read_at([])
+                    leaves = _prefix_states(model, row.ids[:row.prefix], known)
+                    with attention_is(model, NAME):
+                        hidden = _rest(model, [row], leaves, known)
+            else:
+                hidden = _whole(model, [row], known)
+        off = ((logits_of(model, hidden) - own).norm() / own.norm()).item()
+    except Exception as error:  # whatever a family's own code makes of what it does not expect
+        return f"{type(error).__name__}: {error}"
+    return f"by {off:.1%}" if not off < (0.1 if model.dtype == torch.bfloat16 else 1e-3) else None
+
+
 def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int,
                  frozen: Sequence[Prefix] = ()) -> Known:
     """What is the same at every step: what the first `layers` layers, in which nothing is trained, make of
     the rows and their prefixes, but for a family that names its layers otherwise; and `frozen` prefixes. The
     same rows give the same bytes, whichever steps they will be in."""
-    states = {tuple(prefix.ids): {layer: (keys.clone()[None], values.clone()[None])  # no inference tensors
-                                  for layer, (keys, values) in enumerate(prefix.states)} for prefix in frozen}
+    nothing_below = Known(frozen={
+        tuple(prefix.ids): {layer: (keys.clone()[None], values.clone()[None])  # no inference tensors
+                            for layer, (keys, values) in enumerate(prefix.states)} for prefix in frozen})
     if not layers or layers >= len(getattr(backbone(model), "layers", ())):
-        return Known(frozen=states)
-    known = Known(layers, frozen=states)
-    nothing_below = Known(frozen=states)
+        return nothing_below
+    known = Known(layers, frozen=nothing_below.frozen)
     workers = side_by_side(model, max(row.rest for row in rows), micro_tokens)
     with once.up_to(model, layers):
         for prefix, batches in passes(rows, micro_tokens, workers):
             leaves: Mapping[int, KeyValue] = {}
             if prefix:
                 leaves = _prefix_states(model, prefix, nothing_below)
-                if not states:
+                if not frozen:
                     known.prefixes[tuple(prefix)] = once.seen()[0]
 
             def compute(batch: Batch, leaves: Mapping[int, KeyValue] = leaves) -> Sequence[torch.Tensor]:
@@ -184,7 +206,7 @@ def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro
                     _rest(model, batch.rows, leaves, nothing_below)
                     return once.seen()[0].split(lengths)
                 _whole(model, batch.rows, nothing_below)
-                return [states[:length].clone() for states, length in zip(once.seen(), lengths, strict=True)]
+                return [hidden[:length].clone() for hidden, length in zip(once.seen(), lengths, strict=True)]
 
             with attention_is(model, NAME) if prefix else nullcontext():
                 found = parallel.each(compute, batches, workers)
@@ -306,12 +328,6 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, Key
         input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
         attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
     return hidden[0, places]
-
-
-def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[_Group]:

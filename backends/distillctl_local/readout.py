@@ -1,4 +1,4 @@
-"""The last layer's feed-forward part, only where its output is read.
+"""The output head, and the last layer's feed-forward part only where its output is read.
 
 Few tokens' last hidden states are read: those that predict a supervised token, or an answer's. At the others
 the last feed-forward part changes nothing, and is a thirtieth of the time of a model of thirty layers.
@@ -43,6 +43,16 @@ def last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         mlp.forward = plain
+
+
+def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The output head's logits in fp32, scaled and capped as the family does it."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden).float()
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
+    logits = logits if scale == 1.0 else scale * logits
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:

@@ -101,7 +101,7 @@ def tokens_per_step(rows: Sequence[Row], batch_size: float, frozen: bool = False
     return shared + share * sum(row.rest for row in rows)
 
 
-def prefixes_of(rows: Sequence[Row]) -> list[list[int]]:
+def prefixes_of(rows: Sequence[Row]) -> list[tuple[int, ...]]:
     """The prefixes that the rows share, each once."""
     return sorted({tuple(row.ids[:row.prefix]) for row in rows if row.prefix})
 

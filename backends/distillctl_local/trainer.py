@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from distillctl_local.data import Row
     from distillctl_local.encode import Encoder
+    from distillctl_local.facts import ModelFacts
     from distillctl_local.known import Known
     from distillctl_local.losses import Loss
     from distillctl_local.watch import Watch
@@ -141,7 +143,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     from distillctl_local.facts import layers_below
     from distillctl_local.hardware import choose, quantisation
     from distillctl_local.models import facts_of, load_base, load_tokenizer
-    from distillctl_local.prefix import compute_once
+    from distillctl_local.prefix import compute_once, differs
     from distillctl_local.sharing import bytes_below, choose_prefixes, prefixes_of
     from distillctl_local.stream import compute_prefix
     from distillctl_local.watch import Watch
@@ -159,6 +161,8 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
+    if not settings.shard:  # whose model lies in the host's memory yet, and may be slow there
+        rows, method = _tried(model, rows, method, settings, facts)
     in_bits = f", the base in {settings.bits} bits" if settings.bits in (4, 8) else ""
     every = ", every weight trained" if spec.lora is None else ""
     on = device if ranks.count == 1 else f"{ranks.count} × {device}"
@@ -176,6 +180,10 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     size = bytes_below(rows, facts, settings, model.dtype.itemsize)
     known = compute_once(model, rows, lower if size else 0, settings.micro_tokens, frozen)
     if known.layers:
+        if why := differs(model, _shortest(rows), known):
+            raise UsageError(Problem(f"{facts.family} does not compute as is known here ({why})",
+                                     field="backends.local.layers", value=settings.layers,
+                                     hint="leave it out"))
         events.tell(f"the {lower} layers below the adapter are computed: {size / 2**20:.0f} MiB are kept")
     watch = Watch(folder, student, encoder, task, ranks, frozen) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
@@ -184,6 +192,31 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
         watch.restore_best()
     ranks.part()
     return student
+
+
+def _tried(model: PreTrainedModel, rows: list[Row], method: str, settings: LocalSettings,
+           facts: ModelFacts) -> tuple[list[Row], str]:
+    """The rows and how they are computed, or without shared prefixes where they do not suit this family:
+    tried on the shortest row. Raises UsageError where they were asked for, and where nothing suits it."""
+    from distillctl_local.prefix import differs
+
+    shortest = _shortest(rows)
+    if why := differs(model, replace(shortest, prefix=0)):
+        raise UsageError(Problem(f"{facts.family} does not compute its logits as is known here ({why})",
+                                 field="student.model", hint="take a student of another family"))
+    why = differs(model, shortest) if shortest.prefix else None
+    if why is None:
+        return rows, method
+    if settings.shared_prefix != "auto":
+        raise UsageError(Problem(f"{facts.family} does not compute as is known here ({why})",
+                                 field="backends.local.shared_prefix", value=settings.shared_prefix,
+                                 hint="use off"))
+    return ([replace(row, prefix=0) for row in rows],
+            f"every row is computed whole: {facts.family} does not compute as is known here ({why})")
+
+
+def _shortest(rows: list[Row]) -> Row:
+    return min(rows, key=lambda row: len(row.ids))
 
 
 def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
@@ -210,7 +243,8 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
     count = model.config.get_text_config().num_hidden_layers
     adapted = get_peft_model(model, LoraConfig(
         r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-        task_type="CAUSAL_LM", target_modules=spec.lora.targets or _linear_names(model), use_rslora=rslora,
+        task_type="CAUSAL_LM", use_rslora=rslora,
+        target_modules=spec.lora.targets or (_linear_names(model) if layers else "all-linear"),
         layers_to_transform=layers and list(range(count - layers, count))),
         autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
@@ -221,13 +255,14 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    """What the linear layers but the output head are called. PEFT's "all-linear" is the same, but does not go
+    """What the linear layers but the output head are called: what PEFT's "all-linear" is, which does not go
     with a choice of layers."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-                   if isinstance(module, torch.nn.Linear) and module is not head})
+                   if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head})
 
 
 def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],
