@@ -16,8 +16,9 @@ checkpointing (Unsloth) every layer keeps its input alone and one is computed an
 16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
 made beside the one that it is added to, once for the input and once for the head. Where D devices divide the
 base, N·b is times 1/D + 2/L. Where a processor computes W batches side by side, 4·W·A come to it, each one's
-gradients. Where the adapter sits on some layers alone, L is their number, and what the layers below made of
-all R tokens comes to it, R·h·c. A test holds measured peaks against it.
+gradients. Where the adapter sits on some layers alone, L is their number and one more, because those below
+are computed one after the other, and what they made of all R tokens comes to it, R·h·c. A test holds measured
+peaks against it.
 """
 
 from __future__ import annotations
@@ -202,7 +203,8 @@ class Memory:
     def kept(self, tokens: float, pairs: float = 0) -> float:
         """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
         scores = 2 * pairs * self.facts.heads * self.width
-        return self._fixed() + (self.adapted or self.facts.layers) * (tokens * self._layer() + scores)
+        layers = min(self.facts.layers, (self.adapted or self.facts.layers) + 1)
+        return self._fixed() + layers * (tokens * self._layer() + scores)
 
     def checkpointed(self, tokens: float) -> float:
         """With gradient checkpointing."""
