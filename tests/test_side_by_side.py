@@ -73,7 +73,7 @@ def done(tmp_path_factory):
             more = {"model": model, "answer": True} if name == "hf-jobs" else {}
             for variable, value in exports(sandbox, KEYS[name], **more).items():
                 patch.setenv(variable, value)
-        patch.setenv("DISTILLCTL_BACKEND_LOCAL", json.dumps({"model": model}))
+        patch.setenv("DISTILLCTL_BACKEND_LOCAL", json.dumps({"model": model, "layers": 1}))
         results = {name: run(name) for name in ALL}
         again = {name: run(name) for name in ALL}
         yield Done(root / "workspace", results, again, sandboxes, asked)
