@@ -218,6 +218,10 @@ def test_unknown_routes_and_methods(server: Server) -> None:
         assert "error" in json.load(error.value)
 
 
+def test_head_and_body_of_an_answer_do_not_wait_for_each_other(server: Server) -> None:
+    assert server._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_web_page_cannot_use_a_server_without_a_key(server: Server) -> None:
     """Under a name of its own (DNS rebinding), or with a form's content type, which needs no preflight."""
     good = {"model": "routing", "messages": [SAID]}
