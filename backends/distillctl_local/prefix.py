@@ -177,7 +177,8 @@ def differs(model: PreTrainedModel, row: Row, known: Known = NOTHING) -> str | N
         off = ((logits_of(model, hidden) - own).norm() / own.norm()).item()
     except Exception as error:  # whatever a family's own code makes of what it does not expect
         return f"{type(error).__name__}: {error}"
-    return f"by {off:.1%}" if not off < (0.1 if model.dtype == torch.bfloat16 else 1e-3) else None
+    rounds = model.dtype == torch.bfloat16 or getattr(model, "is_quantized", False)
+    return None if off < (0.1 if rounds else 1e-3) else f"by {off:.1%}"
 
 
 def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int,

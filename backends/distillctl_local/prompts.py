@@ -37,26 +37,21 @@ class Prefixes:
 
     def split(self, prompts: Sequence[list[int]]) -> list[tuple[Prefix, list[int]]]:
         """The prompts (token ids) by prefix: each with the numbers of the prompts that begin with it."""
-        if self._frozen:
-            return self._split_at_frozen(prompts)
-        known = [prompt for prompt in self._seen if prompt not in prompts]  # a prompt is no kind of its own
-        distinct = [list(prompt) for prompt, _ in groupby(sorted([*known, *prompts]))]
-        kinds = sorted(_kinds(distinct), key=len, reverse=True)
-        self._seen = [*known, *prompts][-SEEN:]
+        kinds = [prefix.ids for prefix in self._frozen] or self._find_kinds(prompts)
         groups: dict[int | None, list[int]] = {}
         for number, prompt in enumerate(prompts):
-            own = next((place for place, kind in enumerate(kinds) if prompt[:len(kind)] == kind), None)
+            own = next((place for place, kind in enumerate(kinds)
+                        if len(kind) < len(prompt) and prompt[:len(kind)] == kind), None)
             groups.setdefault(own, []).append(number)
         return [(NO_PREFIX if own is None else self._prefix(kinds[own]), numbers)
                 for own, numbers in groups.items()]
 
-    def _split_at_frozen(self, prompts: Sequence[list[int]]) -> list[tuple[Prefix, list[int]]]:
-        groups: dict[int, tuple[Prefix, list[int]]] = {}
-        for number, prompt in enumerate(prompts):
-            own = next((prefix for prefix in self._frozen
-                        if len(prefix) < len(prompt) and prompt[:len(prefix)] == prefix.ids), NO_PREFIX)
-            groups.setdefault(id(own), (own, []))[1].append(number)
-        return list(groups.values())
+    def _find_kinds(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """What some of the prompts and of those before them begin with alike, the longest first."""
+        known = [prompt for prompt in self._seen if prompt not in prompts]  # a prompt is no kind of its own
+        distinct = [list(prompt) for prompt, _ in groupby(sorted([*known, *prompts]))]
+        self._seen = [*known, *prompts][-SEEN:]
+        return sorted(_kinds(distinct), key=len, reverse=True)
 
     def each(self, compute: Callable[[Prefix, list[int]], Found], prompts: Sequence[list[int]], extra: int,
              rows: int) -> list[tuple[list[int], Found]]:
@@ -74,6 +69,9 @@ class Prefixes:
 
     def _prefix(self, ids: list[int]) -> Prefix:
         """A prefix of `ids`, all of them or nearly: one that is kept, cut from a longer one, or computed."""
+        for prefix in self._frozen:
+            if prefix.ids == ids:
+                return prefix
         near = [held for held in self._held if len(held) > len(ids) - WORTH and ids[:len(held)] == held.ids]
         if near:
             found = max(near, key=len)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from distillctl_local.facts import ModelFacts
     from distillctl_local.known import Known
     from distillctl_local.losses import Loss
+    from distillctl_local.stream import Prefix
     from distillctl_local.watch import Watch
 
 
@@ -143,9 +144,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     from distillctl_local.facts import layers_below
     from distillctl_local.hardware import choose, quantisation
     from distillctl_local.models import facts_of, load_base, load_tokenizer
-    from distillctl_local.prefix import compute_once, differs
-    from distillctl_local.sharing import bytes_below, choose_prefixes, prefixes_of
-    from distillctl_local.stream import compute_prefix
+    from distillctl_local.sharing import choose_prefixes
     from distillctl_local.watch import Watch
 
     if settings.threads:
@@ -157,7 +156,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
                       device="cpu" if settings.shard else device, attention="eager",
                       quantisation=quantisation(settings))
     facts = facts_of(model.config)
-    lower = layers_below(facts, settings.layers)
+    layers_below(facts, settings.layers)  # refuses too many
     encoder = Encoder(tokenizer)
     rows = encode_rows(folder / "train.jsonl", encoder, min(spec.max_length, facts.context))
     rows, method = choose_prefixes(rows, facts, spec, settings)
@@ -173,18 +172,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     ranks.meet(device)
     if settings.shard:
         shard.shard(model, device, ranks)
-    frozen = []
-    if settings.shared_prefix == "frozen":  # the adapter is new, and adds nothing yet
-        frozen = [compute_prefix(model, prefix) for prefix in prefixes_of(rows)]
-        write_json(folder / frozen_prefix.IN_JOB, [prefix.ids for prefix in frozen])
-    size = bytes_below(rows, facts, settings, model.dtype.itemsize)
-    known = compute_once(model, rows, lower if size else 0, settings.micro_tokens, frozen)
-    if known.layers:
-        if why := differs(model, _shortest(rows), known):
-            raise UsageError(Problem(f"{facts.family} does not compute as is known here ({why})",
-                                     field="backends.local.layers", value=settings.layers,
-                                     hint="leave it out"))
-        events.tell(f"the {lower} layers below the adapter are computed: {size / 2**20:.0f} MiB are kept")
+    frozen, known = _computed_once(folder, events, model, rows, facts, settings)
     watch = Watch(folder, student, encoder, task, ranks, frozen) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
          ranks, known)
@@ -192,6 +180,32 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
         watch.restore_best()
     ranks.part()
     return student
+
+
+def _computed_once(folder: Path, events: Events, model: PreTrainedModel, rows: list[Row], facts: ModelFacts,
+                   settings: LocalSettings) -> tuple[list[Prefix], Known]:
+    """What does not change from step to step: prefixes that the base alone computes, and those with what lies
+    below the adapter. model: with its adapter, which is new and adds nothing yet. Raises UsageError where a
+    family's lower layers cannot be left out."""
+    from distillctl_local.facts import layers_below
+    from distillctl_local.prefix import compute_once, differs
+    from distillctl_local.sharing import bytes_below, prefixes_of
+    from distillctl_local.stream import compute_prefix
+
+    frozen = []
+    if settings.shared_prefix == "frozen":
+        frozen = [compute_prefix(model, prefix) for prefix in prefixes_of(rows)]
+        write_json(folder / frozen_prefix.IN_JOB, [prefix.ids for prefix in frozen])
+    size = bytes_below(rows, facts, settings, model.dtype.itemsize)
+    layers = layers_below(facts, settings.layers) if size else 0
+    known = compute_once(model, rows, layers, settings.micro_tokens, frozen)
+    if known.layers:
+        if why := differs(model, _shortest(rows), known):
+            raise UsageError(Problem(f"{facts.family} does not compute as is known here ({why})",
+                                     field="backends.local.layers", value=settings.layers,
+                                     hint="leave it out"))
+        events.tell(f"the {layers} layers below the adapter are computed: {size / 2**20:.0f} MiB are kept")
+    return frozen, known
 
 
 def _tried(model: PreTrainedModel, rows: list[Row], method: str, settings: LocalSettings,
