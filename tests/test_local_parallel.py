@@ -116,6 +116,17 @@ def test_every_weight_or_dropout_is_trained_batch_by_batch() -> None:
     assert side_by_side(adapted("llama")[1], 10, 1000) == 3
 
 
+def test_an_adapter_on_a_mixtures_experts_is_trained_batch_by_batch() -> None:
+    """PEFT puts it into the model for each pass, where another thread's would find it."""
+    model = tiny_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    torch.manual_seed(1)
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).train()
+    reference(model, ROWS)
+    wanted = gradients(wrapped)
+    accumulate(model, ROWS, 100_000, next_token)
+    assert_same(gradients(wrapped), wanted)
+
+
 def test_long_rows_are_not_computed_side_by_side_beyond_what_is_allowed_at_once() -> None:
     _, model = adapted("llama")
     assert [side_by_side(model, 500, most) for most in (400, 1000, 1499, 1500, 9000)] == [1, 2, 2, 3, 3]

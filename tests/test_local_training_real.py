@@ -37,7 +37,8 @@ def losses(folder: Path, **settings: object) -> list[float]:
 
 
 def test_it_learns_alike_with_and_without_a_shared_prefix(tmp_path: Path) -> None:
-    shared = losses(tmp_path / "shared", shared_prefix="on")
-    whole = losses(tmp_path / "whole", shared_prefix="off")
-    assert shared[:4] == pytest.approx(whole[:4], rel=0.02)  # bf16: rounding grows with the steps
+    """In fp32: in bf16 rounding grows with the steps."""
+    shared = losses(tmp_path / "shared", shared_prefix="on", precision="fp32")
+    whole = losses(tmp_path / "whole", shared_prefix="off", precision="fp32")
+    assert shared == pytest.approx(whole, rel=1e-3)
     assert shared[-1] < shared[0] / 2

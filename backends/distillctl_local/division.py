@@ -62,16 +62,25 @@ def workers(threads: int, longest: int, most: int) -> int:
 
 
 def even(sizes: Sequence[int], most: int, side_by_side: int, rows: int | None = None) -> list[list[int]]:
-    """The numbers of rows of these sizes by size, in batches. Those that are computed side by side have at
-    most `most` and `rows` rows together; a row that is larger than its share is a batch of its own. Where
-    there is more than one worker they all have a batch, about equally large."""
-    if side_by_side > 1:
-        rounds = -(-sum(sizes) // most)
-        most = min(most // side_by_side, sum(sizes) // (side_by_side * rounds) + max(sizes) // 2)
-        rows = rows and max(1, rows // side_by_side)
+    """The numbers of rows of these sizes, the longest first, in batches. Those that are computed side by side
+    have at most `most` and `rows` rows together; a row that is larger than its share is a batch of its own.
+    Where there is more than one worker they all have equally many batches, as equally large as can be."""
+    rows = rows and max(1, rows // side_by_side)
+    if side_by_side == 1 or not sizes:
+        return _filled(sizes, most, rows)
+    wanted = -(-len(_filled(sizes, most // side_by_side, rows)) // side_by_side) * side_by_side
+    low, high = 1, most // side_by_side
+    while low < high:  # the smallest limit that needs no more batches
+        limit = (low + high) // 2
+        low, high = (low, limit) if len(_filled(sizes, limit, rows)) <= wanted else (limit + 1, high)
+    return _filled(sizes, low, rows)
+
+
+def _filled(sizes: Sequence[int], most: int, rows: int | None) -> list[list[int]]:
+    """Row after row, the longest first, in batches of at most `most` and `rows` rows."""
     batches: list[list[int]] = []
     size = 0
-    for number in sorted(range(len(sizes)), key=sizes.__getitem__):
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         if not batches or len(batches[-1]) == rows or size + sizes[number] > most:
             batches.append([])
             size = 0

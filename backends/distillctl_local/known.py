@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distillctl_local.data import Row
+from distillctl_local.forwards import instead
 from distillctl_local.readout import backbone
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each [1, kv heads, prefix, head dim]
@@ -43,7 +44,8 @@ class Known:
             yield
             return
         *lower, last = backbone(model).layers[:self.layers]
-        with _instead(lower, _pass_on), _instead([last], lambda *_, **__: _thread.hidden):
+        with (instead(lower, lambda *_: _pass_on),
+              instead([last], lambda *_: lambda *_, **__: _thread.hidden)):
             yield
 
     def give_prefix(self, prefix: Sequence[int]) -> None:
@@ -68,7 +70,7 @@ def up_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
         _thread.hidden = hidden
         return hidden
 
-    with _instead([first], note), _instead(others, _pass_on):
+    with instead([first], lambda *_: note), instead(others, lambda *_: _pass_on):
         yield
 
 
@@ -79,16 +81,3 @@ def seen() -> torch.Tensor:
 
 def _pass_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return hidden
-
-
-@contextmanager
-def _instead(layers: Sequence[torch.nn.Module], forward: Any) -> Iterator[None]:
-    """`forward` in the place of the layers' own; two may be nested where they are about other layers."""
-    plain = [layer.forward for layer in layers]
-    for layer in layers:
-        layer.forward = forward
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, plain, strict=True):
-            layer.forward = own

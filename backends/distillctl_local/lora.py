@@ -51,6 +51,16 @@ def fuse(model: torch.nn.Module) -> int:
     return fused
 
 
+def drop_nothing(model: torch.nn.Module) -> None:
+    """Switch a base's own dropout off: `train.lora.dropout` alone says what is dropped, and what rows share
+    must not have one mask for all of them."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def _is_plain(layer: Linear) -> bool:
     name = "default"
     return (list(layer.lora_A) == [name] and isinstance(layer.lora_dropout[name], torch.nn.Identity)

@@ -35,23 +35,36 @@ def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
 def each(compute: Callable[[Batch], Found], batches: Sequence[Batch], workers: int) -> list[Found]:
     """What `compute` finds for each batch, in their order, by so many at a time. What belongs to the model,
     and not to a thread, must stay as it is meanwhile."""
-    threads = torch.get_num_threads()
     workers = min(workers, len(batches))
     if workers < 2:
         return [compute(batch) for batch in batches]
+    with pool(workers) as threads:
+        return list(threads.map(compute, batches))
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads for what is computed side by side, each with its share of torch's threads. What they
+    are given they take up in order."""
+    threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads,
-                                initargs=(threads // workers,)) as pool:
-            return list(pool.map(compute, batches))
+                                initargs=(max(1, threads // workers),)) as executor:
+            yield executor
     finally:
         torch.set_num_threads(threads)  # also for threads that start later: they take the number set last
+
+
+def worth(tokens: int) -> int:
+    """How many threads `tokens` tokens that are computed at once are worth, of those there are."""
+    return max(1, min(torch.get_num_threads(), tokens // WORTH))
 
 
 @contextmanager
 def threads_for(tokens: int) -> Iterator[None]:
     """No more threads than `tokens` tokens that are computed at once are worth."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(threads, tokens // WORTH)))
+    torch.set_num_threads(worth(tokens))
     try:
         yield
     finally:

@@ -7,6 +7,8 @@ the plain computation, up to the order of additions:
 2. the rests run in micro-batches against these leaves, and each backward adds to the leaves' gradients;
    then one backward takes those through the prefix.
 
+On a processor both stages of a short prefix run at once, a layer at a time (relay.py).
+
 Only supervised positions go through the output head. In the second stage the rests of a micro-batch lie
 one behind the other without padding; attention alone looks at them row by row, in groups of rows of
 similar length. Rows of several kinds are taken one kind after the other. Prior art: DPO prefix sharing
@@ -15,24 +17,26 @@ similar length. Rows of several kinds are taken one kind after the other. Prior 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local import known as once
-from distillctl_local import parallel
+from distillctl_local import parallel, relay
 from distillctl_local.attention import attention_is
 from distillctl_local.data import Row
 from distillctl_local.division import Batch, Kind, passes
 from distillctl_local.known import KeyValue, Known
 from distillctl_local.losses import Loss
 from distillctl_local.readout import backbone, last_mlp_where_read, logits_of, read_at
+from distillctl_local.relay import Gradients, Leaves
 from distillctl_local.stream import Prefix
 
 NAME = "distillctl_shared_prefix"
@@ -52,17 +56,12 @@ class _Group:
     pad: torch.Tensor  # stream position of every padded place
     unpad: torch.Tensor  # padded place of every stream position
     unpad_inverse: torch.Tensor  # stream position of every padded place, one past the end for padding
-    future: torch.Tensor  # [width, width], the lowest number above the diagonal
-
-    def mask(self, prefix: int, repeat: int) -> torch.Tensor:
-        """What `repeat` heads over one key add to their scores: [repeat · width, prefix + width]."""
-        past = self.future.new_zeros(self.width, prefix)
-        return torch.cat([past, self.future], 1).repeat(repeat, 1)
+    future: torch.Tensor  # see `_future`
 
 
 @dataclass(frozen=True)
 class _Layout:
-    leaves: Mapping[int, KeyValue]  # by layer
+    leaves: Leaves
     groups: Sequence[_Group]
 
 
@@ -84,11 +83,17 @@ class _Gather(torch.autograd.Function):
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                mask: torch.Tensor | None, scaling: float | None = None, softcap: float | None = None,
                shared: _Layout | None = None, **_: Any) -> tuple[torch.Tensor, None]:
-    """Every row of the stream attends to the prefix and to itself. query: [1, heads, stream, dim]."""
-    prefix_key, prefix_value = shared.leaves[module.layer_idx]
-    heads, kv_heads, dim, length = query.shape[1], key.shape[1], query.shape[-1], prefix_key.shape[2]
+    """Every row of the stream attends to the prefix and to itself; with nothing shared, the prefix to itself.
+    query: [1, heads, stream, dim]."""
+    heads, kv_heads, length, dim = query.shape[1], key.shape[1], query.shape[2], query.shape[-1]
     repeat = heads // kv_heads
     scaling = dim**-0.5 if scaling is None else scaling
+    if shared is None:
+        future = _future(length, query.dtype, query.device)
+        query = query.reshape(kv_heads, repeat * length, dim)
+        out = _attend(query, key[0], value[0], future, scaling, softcap)
+        return out.view(1, heads, length, dim).transpose(1, 2), None
+    prefix_key, prefix_value = shared.leaves(module.layer_idx)
     split = (heads * dim, kv_heads * dim, kv_heads * dim)
     stream = torch.cat([part[0].transpose(0, 1).flatten(1) for part in (query, key, value)], 1)
     outputs = []
@@ -101,27 +106,32 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
         k, v = (part.view(rows, width, kv_heads, dim).transpose(1, 2) for part in (k, v))
         k = torch.cat([prefix_key.expand(rows, -1, -1, -1), k], 2).reshape(rows * kv_heads, -1, dim)
         v = torch.cat([prefix_value.expand(rows, -1, -1, -1), v], 2).reshape(rows * kv_heads, -1, dim)
-        if softcap is None and (q.is_cuda or q[..., 0].numel() * k.shape[1] > MANY_SCORES):
-            out = scaled_dot_product_attention(q, k, v, group.mask(length, repeat), scale=scaling)
-        else:
-            out = _attend(q * scaling, k, v, group.future, softcap)
-        out = out.view(rows, kv_heads, repeat, width, dim)
+        out = _attend(q, k, v, group.future, scaling, softcap).view(rows, kv_heads, repeat, width, dim)
         out = out.permute(0, 3, 1, 2, 4).reshape(rows * width, heads * dim)
         outputs.append(_Gather.apply(out, group.unpad, group.unpad_inverse))
     return torch.cat(outputs).view(1, -1, heads, dim), None
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Tensor,
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Tensor, scaling: float,
             softcap: float | None) -> torch.Tensor:
-    """Attention in plain products, which a CPU computes fastest on short rows. q: [n, repeat · width, dim],
-    scaled; k, v: [n, keys, dim], the last `width` of them the rows' own."""
-    width = len(future)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(len(q), -1, width, k.shape[1])
+    """Attention of rows to what lies before them and to themselves: in plain products, which a CPU computes
+    fastest on short rows, or without keeping the scores. q: [n, repeat · width, dim]; k, v: [n, keys, dim],
+    the last `width` of them the rows' own; future: [width, width]."""
+    width, keys = len(future), k.shape[1]
+    if softcap is None and (q.is_cuda or q[..., 0].numel() * keys > MANY_SCORES):
+        mask = torch.cat([future.new_zeros(width, keys - width), future], 1)
+        return scaled_dot_product_attention(q, k, v, mask.repeat(q.shape[1] // width, 1), scale=scaling)
+    scores = torch.bmm(q * scaling, k.transpose(1, 2)).view(len(q), -1, width, keys)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    past, own = scores.split((k.shape[1] - width, width), -1)
+    past, own = scores.split((keys - width, width), -1)
     weights = torch.softmax(torch.cat([past, own + future], -1), -1)
-    return torch.bmm(weights.view(len(q), -1, k.shape[1]), v)
+    return torch.bmm(weights.view(len(q), -1, keys), v)
+
+
+def _future(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What `width` tokens add to their scores: [width, width], the lowest number above the diagonal."""
+    return torch.full((width, width), torch.finfo(dtype).min, dtype=dtype).triu(1).to(device)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
@@ -167,11 +177,9 @@ def differs(model: PreTrainedModel, row: Row, known: Known = NOTHING) -> str | N
     try:
         with known.above(model):
             if row.prefix:
-                with last_mlp_where_read(model):
-                    read_at([])
+                with last_mlp_where_read(model), attention_is(model, NAME):
                     leaves = _prefix_states(model, row.ids[:row.prefix], known)
-                    with attention_is(model, NAME):
-                        hidden = _rest(model, [row], leaves, known)
+                    hidden = _rest(model, [row], leaves.__getitem__, known)
             else:
                 hidden = _whole(model, [row], known)
         off = ((logits_of(model, hidden) - own).norm() / own.norm()).item()
@@ -204,7 +212,7 @@ def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro
             def compute(batch: Batch, leaves: Mapping[int, KeyValue] = leaves) -> Sequence[torch.Tensor]:
                 lengths = [row.rest for row in batch.rows]
                 if leaves:
-                    _rest(model, batch.rows, leaves, nothing_below)
+                    _rest(model, batch.rows, leaves.__getitem__, nothing_below)
                     return once.seen()[0].split(lengths)
                 _whole(model, batch.rows, nothing_below)
                 return [hidden[:length].clone() for hidden, length in zip(once.seen(), lengths, strict=True)]
@@ -221,24 +229,40 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.
     """Both stages of rows with one prefix; returns the sum of their losses."""
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError("gradient checkpointing drops the prefix's keys and values: switch it off")
-    with last_mlp_where_read(model):
-        read_at([])
+    workers = min(workers, len(kind.batches))
+    layers = getattr(backbone(model), "layers", [])  # but for a family that names them otherwise
+    with last_mlp_where_read(model), attention_is(model, NAME):
+        if layers and workers > 1 and tuple(kind.prefix) not in known.frozen and (
+                parallel.worth(len(kind.prefix)) < torch.get_num_threads()):
+            return _beside_prefix(model, kind, loss_of, workers, known)
         states = _prefix_states(model, kind.prefix, known)
         leaves = {layer: tuple(part.detach().requires_grad_(part.requires_grad) for part in pair)
                   for layer, pair in states.items()}
         learnt = [(state, leaf) for layer, pair in states.items()
                   for state, leaf in zip(pair, leaves[layer], strict=True) if leaf.requires_grad]
-        with attention_is(model, NAME):
-            found = _add(model, kind.batches, lambda batch: loss_of(
-                _rest(model, batch.rows, leaves, known), batch), workers, [leaf for _, leaf in learnt])
+        found = _add(model, kind.batches,
+                     lambda batch: loss_of(_rest(model, batch.rows, leaves.__getitem__, known), batch),
+                     workers, [leaf for _, leaf in learnt])
     if not learnt:
         return found
-    last = backbone(model).layers[-1]
-    if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
-        last.unshard()
+    for last in layers[-1:]:
+        if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
+            last.unshard()
     with parallel.threads_for(len(kind.prefix)):
         torch.autograd.backward([state for state, _ in learnt], [leaf.grad for _, leaf in learnt])
     return found
+
+
+def _beside_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.Tensor, Batch], torch.Tensor],
+                   workers: int, known: Known) -> float:
+    """The same, the prefix being computed beside the batches (see relay.py)."""
+    trained = _trained(model)
+    cache = DynamicCache(config=model.config)
+    parts = relay.beside(
+        backbone(model).layers[known.layers:], known.layers, lambda: _fill(model, kind.prefix, cache, known),
+        cache, kind.batches, lambda batch, leaves: loss_of(_rest(model, batch.rows, leaves, known), batch),
+        trained, workers)
+    return _add_up(parts, trained)
 
 
 def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], known: Known) -> Mapping[int, KeyValue]:
@@ -246,19 +270,25 @@ def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], known: Known) 
     if tuple(prefix) in known.frozen:
         return known.frozen[tuple(prefix)]
     cache = DynamicCache(config=model.config)
-    known.give_prefix(prefix)
-    with attention_is(model, "eager"), parallel.threads_for(len(prefix)):
-        backbone(model)(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache,
-                        use_cache=True)
+    with attention_is(model, NAME), parallel.threads_for(len(prefix)):
+        _fill(model, prefix, cache, known)
     return {number: (layer.keys, layer.values) for number, layer in enumerate(cache.layers)
             if layer.is_initialized}
+
+
+def _fill(model: PreTrainedModel, prefix: Sequence[int], cache: DynamicCache, known: Known) -> None:
+    """Compute the prefix, whose keys and values go into `cache`."""
+    known.give_prefix(prefix)
+    read_at([])
+    backbone(model)(
+        input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True,
+        attention_mask=torch.zeros(1, 1, 1, 1, device=model.device))  # unused
 
 
 def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Batch], torch.Tensor],
          workers: int, leaves: Sequence[torch.Tensor] = ()) -> float:
     """Add the gradients of all batches to the parameters and the leaves; returns the sum of the losses, which
-    `compute` finds. Side by side they are added in the batches' order, so that the sum does not depend on who
-    was first."""
+    `compute` finds."""
     if workers == 1:
         found = 0.0
         for batch in batches:
@@ -266,14 +296,20 @@ def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Ba
             part.backward()
             found += part.item()
         return found
-    wanted = [*leaves, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    wanted = [*leaves, *_trained(model)]
 
     def both(batch: Batch) -> tuple[float, tuple[torch.Tensor | None, ...]]:
         part = compute(batch)
         return part.item(), torch.autograd.grad(part, wanted, allow_unused=True)
 
+    return _add_up(parallel.each(both, batches, workers), wanted)
+
+
+def _add_up(parts: Iterable[tuple[float, Gradients]], wanted: Sequence[torch.Tensor]) -> float:
+    """Add gradients to those of `wanted`, in the parts' order, so that the sum does not depend on who was
+    first; returns the sum of the losses."""
     found = 0.0
-    for part, gradients in parallel.each(both, batches, workers):
+    for part, gradients in parts:
         found += part
         for one, gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
@@ -281,13 +317,18 @@ def _add(model: PreTrainedModel, batches: Sequence[Batch], compute: Callable[[Ba
     return found
 
 
+def _trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int:
     """How many batches of rows of up to `longest` tokens are computed at once. One where the base is divided
-    among devices; where every weight is trained, whose gradients are too large to hold for each batch; and
-    with dropout, whose masks would depend on who was first."""
+    among devices; where every weight is trained, whose gradients are too large to hold for each batch; with
+    dropout, whose masks would depend on who was first; and with an adapter on a mixture's experts, which PEFT
+    puts into the model for each pass."""
     if all(parameter.requires_grad for parameter in model.parameters()) or any(
-            hasattr(module, "unshard") or (isinstance(module, torch.nn.Dropout) and module.p)
-            for module in model.modules()):
+            hasattr(module, "unshard") or isinstance(module, ParamWrapper)
+            or (isinstance(module, torch.nn.Dropout) and module.p) for module in model.modules()):
         return 1
     return parallel.side_by_side(model, longest, micro_tokens)
 
@@ -309,7 +350,7 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row], known: Known) -> torch.T
     return hidden.flatten(0, 1)[places]
 
 
-def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, KeyValue],
+def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Leaves,
           known: Known) -> torch.Tensor:
     """Hidden states that predict the supervised tokens, from a pass over what follows the prefix."""
     prefix = batch[0].prefix
@@ -327,7 +368,7 @@ def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Mapping[int, Key
     known.give_rests(batch)
     hidden = backbone(model)(
         input_ids=ids, position_ids=positions, use_cache=False, shared=layout,
-        attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state
+        attention_mask=torch.zeros(1, 1, 1, 1, device=device)).last_hidden_state  # unused
     return hidden[0, places]
 
 
@@ -346,7 +387,6 @@ def _groups(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) ->
             unpad[at:at + length] = torch.arange(row * width, row * width + length)
             inverse[row * width:row * width + length] = places
             at += length
-        future = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype).triu(1)
         yield _Group(start, start + size, rows, width, pad.flatten().to(device), unpad.to(device),
-                     inverse.to(device), future.to(device))
+                     inverse.to(device), _future(width, dtype, device))
         start += size

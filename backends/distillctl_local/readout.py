@@ -9,9 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
+
+from distillctl_local.forwards import Forward, instead
 
 _read = threading.local()
 
@@ -29,20 +32,16 @@ def last_mlp_where_read(model: PreTrainedModel) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    plain = mlp.forward
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def where_read(plain: Forward, x: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(x)
         if not _read.places:
             return out
         index = torch.tensor(_read.places, device=x.device)
         return out.index_copy(1, index, plain(x.index_select(1, index)))
 
-    mlp.forward = forward
-    try:
+    with instead([mlp], lambda _, plain: partial(where_read, plain)):
         yield
-    finally:
-        mlp.forward = plain
 
 
 def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

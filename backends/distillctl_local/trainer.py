@@ -143,6 +143,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     from distillctl_local.encode import Encoder
     from distillctl_local.facts import layers_below
     from distillctl_local.hardware import choose, quantisation
+    from distillctl_local.lora import drop_nothing
     from distillctl_local.models import facts_of, load_base, load_tokenizer
     from distillctl_local.sharing import choose_prefixes
     from distillctl_local.watch import Watch
@@ -155,6 +156,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     model = load_base(job["model"], job["revision"], dtype=torch.float32 if spec.lora is None else dtype,
                       device="cpu" if settings.shard else device, attention="eager",
                       quantisation=quantisation(settings))
+    drop_nothing(model)
     facts = facts_of(model.config)
     layers_below(facts, settings.layers)  # refuses too many
     encoder = Encoder(tokenizer)
