@@ -62,6 +62,13 @@ def test_a_model_that_keeps_a_state_answers_right(family: str) -> None:
     assert [one.ids for one in found] == [plain_greedy(model, one, {ENCODER.end_id}, 12) for one in prompts()]
 
 
+@pytest.mark.parametrize("family", ["stablelm", "nemotron", "opt"])
+def test_a_family_that_keeps_its_attention_to_itself_answers_right(family: str) -> None:
+    model = tiny_model(family, word_embed_proj_dim=32)
+    found = Generator(model, [ENCODER.end_id]).answer(prompts(), [12] * 5)
+    assert [one.ids for one in found] == [plain_greedy(model, one, {ENCODER.end_id}, 12) for one in prompts()]
+
+
 def test_rows_that_end_early_leave_the_others_as_they_are() -> None:
     model = tiny_model("qwen3")
     free = [plain_greedy(model, one, set(), 30) for one in prompts()]

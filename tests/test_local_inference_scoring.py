@@ -62,6 +62,13 @@ def test_a_model_that_keeps_a_state_scores_right(family: str) -> None:
                  plainly(model, prompts(), NESTED))
 
 
+@pytest.mark.parametrize("family", ["stablelm", "nemotron", "opt"])
+def test_a_family_that_keeps_its_attention_to_itself_scores_right(family: str) -> None:
+    model = tiny_model(family, word_embed_proj_dim=32)
+    assert close(LabelScorer(model, answers(NESTED)).log_probabilities(prompts()),
+                 plainly(model, prompts(), NESTED))
+
+
 def test_probabilities_add_up_to_one() -> None:
     found = LabelScorer(tiny_model("llama"), answers(NESTED)).log_probabilities(prompts())
     assert close(found.exp().sum(-1), torch.ones(len(found)))

@@ -18,9 +18,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Finish
-from distillctl_local.models import facts_of
 from distillctl_local.prompts import Prefixes
-from distillctl_local.stream import Prefix, Rows
+from distillctl_local.stream import Prefix, Rows, suits
 
 ROWS = 128  # most answers at once
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -105,7 +104,7 @@ class Generator:
         self._stops = frozenset(stops)
         self._grammar = grammar
         self._prefixes = Prefixes(model, frozen)
-        self._linear_attention = facts_of(model.config).linear_attention
+        self._streams = suits(model)
 
     def answer(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[Generated]:
         """The likeliest next token, again and again, for each prompt (token ids).
@@ -113,7 +112,7 @@ class Generator:
         limits: most tokens of each answer.
         """
         answers = [Generated(limit, self._grammar and self._grammar.matcher()) for limit in limits]
-        if self._linear_attention:
+        if not self._streams:
             for prompt, answer in zip(prompts, answers, strict=True):
                 self._run([prompt], [answer], WholeRow(self._model))
             return answers
@@ -142,8 +141,7 @@ class Generator:
 
 
 class WholeRow:
-    """One row by itself with transformers' own cache: for models with layers that keep a state instead of
-    keys and values."""
+    """One row by itself with transformers' own cache: for models that passes of `Rows` do not suit."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from distillctl_local.models import facts_of
 from distillctl_local.parallel import threads_for
 from distillctl_local.prompts import Prefixes
-from distillctl_local.stream import Prefix, Rows, Tail
+from distillctl_local.stream import Prefix, Rows, Tail, suits
 
 LOGITS = 64_000_000  # most logits at once: 256 MB in fp32
 
@@ -70,12 +69,13 @@ class LabelScorer:
         self._answers = [list(answer) for answer in answers]
         self._trie = build_trie(answers)
         self._prefixes = Prefixes(model, frozen)
-        self._facts = facts_of(model.config)
+        self._vocab = model.config.get_text_config().vocab_size
+        self._streams = suits(model)
 
     def log_probabilities(self, prompts: Sequence[list[int]]) -> torch.Tensor:
         """Natural-log probability of each label, [prompts, labels] on the CPU, normalised over the
         labels. prompts: token ids."""
-        if self._facts.linear_attention:
+        if not self._streams:
             found = torch.stack([plain_scores(self._model, prompt, self._answers) for prompt in prompts])
             return found.log_softmax(-1).cpu()
 
@@ -83,7 +83,7 @@ class LabelScorer:
             return self._score([prompts[number][len(prefix):] for number in numbers], prefix)
 
         scores = torch.empty(len(prompts), len(self._answers))
-        rows = max(1, LOGITS // (self._trie.nodes * self._facts.vocab))
+        rows = max(1, LOGITS // (self._trie.nodes * self._vocab))
         for numbers, found in self._prefixes.each(score, prompts, self._trie.nodes - 1, rows):
             scores[numbers] = found
         return scores.log_softmax(-1)

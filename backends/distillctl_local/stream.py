@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distillctl_local.attention import attention_is
+from distillctl_local.facts import facts_of
 from distillctl_local.readout import last_mlp_where_read, read_at
 
 NAME = "distillctl_stream"
@@ -201,6 +202,23 @@ def streaming(model: PreTrainedModel) -> Iterator[None]:
     """Let `model` compute passes of `Rows`, of several threads too, and nothing else."""
     with attention_is(model, NAME), last_mlp_where_read(model):
         yield
+
+
+@torch.inference_mode()
+def suits(model: PreTrainedModel) -> bool:
+    """Whether passes of `Rows` compute what the model computes, tried on a few tokens. A family may have
+    layers that keep a state instead of keys and values, or keep its attention to itself."""
+    if facts_of(model.config).linear_attention:
+        return False
+    ids = [token % model.config.get_text_config().vocab_size for token in range(2, 10)]
+    try:
+        prefix = compute_prefix(model, ids[:4])
+        with streaming(model):
+            found = Rows(model, prefix, 2).extend([ids[4:], ids[4:6]])[0, -1]
+    except Exception:  # whatever a family's own code makes of what it does not expect
+        return False
+    own = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+    return bool((found - own).norm() <= 0.1 * own.norm())  # in bf16 it rounds
 
 
 def compute_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
