@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the `local` extra")
 from distillctl_local import parallel, relay  # noqa: E402
 from distillctl_local.data import Row  # noqa: E402
 from distillctl_local.losses import next_token  # noqa: E402
-from distillctl_local.prefix import accumulate, compute_once  # noqa: E402
+from distillctl_local.prefix import GROUP, accumulate, compute_once  # noqa: E402
 from distillctl_local.sharing import share_prefixes  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from test_local_training_prefix import (  # noqa: E402
@@ -51,12 +51,13 @@ def relayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def check(wrapped: torch.nn.Module, model: torch.nn.Module, micro_tokens: int = ALL, layers: int = 0) -> None:
-    loss = reference(model, ROWS)
+def check(wrapped: torch.nn.Module, model: torch.nn.Module, micro_tokens: int = ALL, layers: int = 0,
+          rows: list[Row] = ROWS) -> None:
+    loss = reference(model, rows)
     wanted = gradients(wrapped)
-    known = compute_once(model, ROWS, layers, micro_tokens)
+    known = compute_once(model, rows, layers, micro_tokens)
     assert known.layers == layers
-    found = accumulate(model, ROWS, micro_tokens, next_token, known=known)
+    found = accumulate(model, rows, micro_tokens, next_token, known=known)
     assert found == pytest.approx(loss, rel=1e-5)
     assert_same(gradients(wrapped), wanted)
 
@@ -70,6 +71,12 @@ def test_gradients_are_the_plain_ones(family: str, relayed: list[int]) -> None:
 def test_of_more_batches_than_threads(relayed: list[int]) -> None:
     check(*adapted("llama"), micro_tokens=80)
     assert relayed == [4]
+
+
+def test_of_batches_in_which_several_groups_of_rows_look_at_the_prefix(relayed: list[int]) -> None:
+    rows = share_prefixes(make_rows(5 * GROUP), 5 * GROUP)
+    check(*adapted("llama"), rows=rows)
+    assert relayed == [2]
 
 
 def test_with_an_adapter_on_the_upper_layers_alone(relayed: list[int]) -> None:
