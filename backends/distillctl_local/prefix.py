@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora import ParamWrapper
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -323,12 +322,11 @@ def _trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 
 def side_by_side(model: PreTrainedModel, longest: int, micro_tokens: int) -> int:
     """How many batches of rows of up to `longest` tokens are computed at once. One where the base is divided
-    among devices; where every weight is trained, whose gradients are too large to hold for each batch; with
-    dropout, whose masks would depend on who was first; and with an adapter on a mixture's experts, which PEFT
-    puts into the model for each pass."""
+    among devices; where every weight is trained, whose gradients are too large to hold for each batch; and
+    with dropout, whose masks would depend on who was first."""
     if all(parameter.requires_grad for parameter in model.parameters()) or any(
-            hasattr(module, "unshard") or isinstance(module, ParamWrapper)
-            or (isinstance(module, torch.nn.Dropout) and module.p) for module in model.modules()):
+            hasattr(module, "unshard") or (isinstance(module, torch.nn.Dropout) and module.p)
+            for module in model.modules()):
         return 1
     return parallel.side_by_side(model, longest, micro_tokens)
 
@@ -350,8 +348,7 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row], known: Known) -> torch.T
     return hidden.flatten(0, 1)[places]
 
 
-def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Leaves,
-          known: Known) -> torch.Tensor:
+def _rest(model: PreTrainedModel, batch: Sequence[Row], leaves: Leaves, known: Known) -> torch.Tensor:
     """Hidden states that predict the supervised tokens, from a pass over what follows the prefix."""
     prefix = batch[0].prefix
     rests = [row.ids[prefix:-1] for row in batch]

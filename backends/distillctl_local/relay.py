@@ -103,7 +103,7 @@ class _Relay:
 
 class _Piece(NamedTuple):
     """A layer's part of the prefix's pass. below: what it got from the layers below; inner: the same, cut off
-    from them; states: its keys and values."""
+    from them; states: its keys and values; trained: those of its parameters that are."""
 
     number: int
     below: torch.Tensor
