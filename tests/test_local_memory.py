@@ -28,15 +28,15 @@ def faults(blocks):
 faults(1)
 start = resident()
 with freed_memory_kept():
-    rounds = [faults(20) for _ in range(5)]
+    rounds = [faults(20) for _ in range(15)]
 print(json.dumps({"last": rounds[-1], "left": resident() - start}))
 """
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, int]:
-    """Twenty blocks of 10 MB, again and again, in a process of its own: page faults of the last round, and
-    bytes that are resident afterwards."""
+    """Twenty blocks of 10 MB, again and again, in a process of its own: page faults of the last round,
+    and bytes that are resident afterwards. In the first rounds a block may find no gap large enough."""
     if sys.platform != "linux":
         pytest.skip("needs Linux")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
@@ -44,7 +44,7 @@ def found() -> dict[str, int]:
 
 
 def test_what_was_freed_costs_no_page_fault_again(found: dict[str, int]) -> None:
-    assert found["last"] < 100  # of 48,800 pages; some 10,000 where it is not kept
+    assert found["last"] < 100  # of 48,800 pages
 
 
 def test_at_the_end_memory_is_given_back(found: dict[str, int]) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from peft.tuners.lora import ParamWrapper
 from transformers import PreTrainedModel
 
 from distillctl_local import division
@@ -28,7 +27,7 @@ def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
     by the length of what is computed: the model keeps that scale; and with an adapter on a mixture's experts,
     which PEFT puts into the model for each pass."""
     if model.device.type != "cpu" or any(
-            isinstance(module, ParamWrapper)
+            type(module).__name__ == "ParamWrapper"  # PEFT's, which answers alone do not import
             or any(scaled in str(getattr(module, "rope_type", None))  # a name, or one for each kind of layer
                    for scaled in ("dynamic", "longrope")) for module in model.modules()):
         return 1
