@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.threads import torch_threads
 from support.tiny_models import FAMILIES, tiny_model
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
@@ -38,10 +39,8 @@ def adapted(family: str, layers: int | None):
 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.threads import torch_threads
 from support.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
@@ -31,10 +32,8 @@ PROMPTS = [ENCODER.prompt([{"role": "user", "content": f"Say where to look: {'wh
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.integers(1, 8), st.integers(100, 2000))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
+from support.threads import torch_threads
 from support.tiny_models import FAMILIES, tiny_model
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
@@ -30,10 +31,8 @@ ROWS = share_prefixes(make_rows(), 7)
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 @pytest.fixture

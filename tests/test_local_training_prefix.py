@@ -172,7 +172,7 @@ class TestTheModelsOwnForward:
     def test_of_a_family_that_keeps_its_attention_apart_does_not_suit_a_shared_prefix(self) -> None:
         model = tiny_model("stablelm", num_hidden_layers=2)
         assert differs(model, self.row(shared=False)) is None
-        assert differs(model, self.row(shared=True)) is not None
+        assert differs(model, self.row(shared=True)).startswith("by ")  # it sees no mask
 
 
 class TestLabelChoice:

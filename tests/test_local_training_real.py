@@ -36,6 +36,13 @@ def losses(folder: Path, **settings: object) -> list[float]:
         time.sleep(0.2)
 
 
+def test_it_learns_in_bf16_too(tmp_path: Path) -> None:
+    shared = losses(tmp_path / "shared", shared_prefix="on", precision="bf16")
+    whole = losses(tmp_path / "whole", shared_prefix="off", precision="bf16")
+    assert shared[:2] == pytest.approx(whole[:2], rel=0.02)  # rounding grows with the steps
+    assert shared[-1] < shared[0] / 2
+
+
 def test_it_learns_alike_with_and_without_a_shared_prefix(tmp_path: Path) -> None:
     """In fp32: in bf16 rounding grows with the steps."""
     shared = losses(tmp_path / "shared", shared_prefix="on", precision="fp32")

@@ -244,9 +244,8 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.
                      workers, [leaf for _, leaf in learnt])
     if not learnt:
         return found
-    for last in layers[-1:]:
-        if hasattr(last, "unshard"):  # nothing goes back through its output, which would call for its weights
-            last.unshard()
+    if layers and hasattr(layers[-1], "unshard"):
+        layers[-1].unshard()  # nothing goes back through its output, which would call for its weights
     with parallel.threads_for(len(kind.prefix)):
         torch.autograd.backward([state for state, _ in learnt], [leaf.grad for _, leaf in learnt])
     return found
