@@ -10,6 +10,8 @@ import pytest
 from support.threads import torch_threads
 from support.tiny_models import FAMILIES, tiny_model
 
+from distillctl.errors import UsageError
+
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
 from distillctl_local import parallel, relay  # noqa: E402
 from distillctl_local.data import Row  # noqa: E402
@@ -41,10 +43,9 @@ def relayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     plain = relay.beside
 
-    def beside(layers: Sequence[torch.nn.Module], first: int, prefix: object, cache: object,
-               batches: Sequence[object], *others: object) -> Iterator[object]:
+    def beside(prefix: relay.PrefixPass, batches: Sequence[object], *others: object) -> Iterator[object]:
         seen.append(len(batches))
-        return plain(layers, first, prefix, cache, batches, *others)
+        return plain(prefix, batches, *others)
 
     monkeypatch.setattr(relay, "beside", beside)
     return seen
@@ -166,4 +167,14 @@ def test_an_error_in_the_prefix_is_raised_and_nobody_waits() -> None:
 
     model.model.layers[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(ValueError, match="no such layer"):
+        accumulate(model, ROWS, ALL, next_token)
+
+
+def test_where_layers_get_more_that_is_learnt_it_is_refused() -> None:
+    """Its gradient would be lost: here a learnt scale of the positions."""
+    _, model = adapted("llama")
+    rotary = model.model.rotary_emb
+    scale = torch.nn.Parameter(torch.ones(()))
+    rotary.register_forward_hook(lambda _, __, found: tuple(scale * part for part in found))
+    with pytest.raises(UsageError, match="use off"):
         accumulate(model, ROWS, ALL, next_token)

@@ -256,9 +256,10 @@ def _beside_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.
     """The same, the prefix being computed beside the batches (see relay.py)."""
     trained = _trained(model)
     cache = DynamicCache(config=model.config)
+    ahead = relay.PrefixPass(lambda: _fill(model, kind.prefix, cache, known),
+                             backbone(model).layers[known.layers:], known.layers, cache)
     parts = relay.beside(
-        backbone(model).layers[known.layers:], known.layers, lambda: _fill(model, kind.prefix, cache, known),
-        cache, kind.batches, lambda batch, leaves: loss_of(_rest(model, batch.rows, leaves, known), batch),
+        ahead, kind.batches, lambda batch, leaves: loss_of(_rest(model, batch.rows, leaves, known), batch),
         trained, workers)
     return _add_up(parts, trained)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import DynamicCache
 
+from distillctl.errors import Problem, UsageError
 from distillctl_local import parallel
 from distillctl_local.division import Batch
 from distillctl_local.forwards import Forward, instead
@@ -112,22 +113,29 @@ class _Piece(NamedTuple):
     trained: list[torch.nn.Parameter]
 
 
-class _Prefix:
-    """The prefix's pass through `layers`, the lowest of which is the model's number `first`."""
+class PrefixPass(NamedTuple):
+    """The prefix's forward pass: `compute` takes it through `layers`, the lowest of them the model's number
+    `first`, and fills `cache`."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module], first: int, cache: DynamicCache,
-                 relay: _Relay) -> None:
-        self._layers = layers
-        self._first = first
-        self._cache = cache
+    compute: Callable[[], None]
+    layers: Sequence[torch.nn.Module]
+    first: int
+    cache: DynamicCache
+
+
+class _Prefix:
+    """The prefix's pass, forward and back, a layer at a time."""
+
+    def __init__(self, ahead: PrefixPass, relay: _Relay) -> None:
+        self._pass = ahead
         self._relay = relay
         self._pieces: list[_Piece] = []
 
-    def forward(self, compute: Callable[[], None]) -> None:
+    def forward(self) -> None:
         """Compute it in this thread; each layer's keys and values are published at once."""
         _thread.ahead = True
         try:
-            compute()
+            self._pass.compute()
         except BaseException as error:
             self._relay.end(error)
             raise
@@ -137,14 +145,19 @@ class _Prefix:
 
     def cut(self, place: int, plain: Forward) -> Forward:
         """A layer's forward function; in the prefix's pass its part is cut off from what lies below."""
-        layer, number = self._layers[place], self._first + place
+        layer, number = self._pass.layers[place], self._pass.first + place
+        cached = self._pass.cache.layers
 
         def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if not getattr(_thread, "ahead", False):  # a batch's pass
                 return plain(hidden, *args, **kwargs)
+            if _learnt([*args, *kwargs.values()]):
+                raise UsageError(Problem(
+                    "a prefix cannot be shared: layers get more than hidden states that is learnt",
+                    field="backends.local.shared_prefix", hint="use off"))
             inner = hidden.detach().requires_grad_(hidden.requires_grad)
             out = plain(inner, *args, **kwargs)
-            states = self._cache.layers[number].keys, self._cache.layers[number].values
+            states = cached[number].keys, cached[number].values
             self._pieces.append(_Piece(number, hidden, inner, states, [
                 parameter for parameter in layer.parameters() if parameter.requires_grad]))
             self._relay.publish(number, states)
@@ -165,6 +178,12 @@ class _Prefix:
         return [found.get(parameter) for parameter in trained]
 
 
+def _learnt(given: Sequence[Any]) -> bool:
+    """Whether gradients would go on through any of these, tensors, tuples of them or other things."""
+    return any(part.requires_grad if isinstance(part, torch.Tensor)
+               else isinstance(part, tuple) and _learnt(part) for part in given)
+
+
 def _back(outputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inner: Sequence[torch.Tensor],
           trained: Sequence[torch.nn.Parameter],
           found: dict[torch.nn.Parameter, torch.Tensor]) -> torch.Tensor | None:
@@ -182,16 +201,14 @@ def _back(outputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inner: Se
     return gradients[0] if inner else None
 
 
-def beside(layers: Sequence[torch.nn.Module], first: int, prefix: Callable[[], None], cache: DynamicCache,
-           batches: Sequence[Batch], compute: Callable[[Batch, Leaves], torch.Tensor],
+def beside(prefix: PrefixPass, batches: Sequence[Batch], compute: Callable[[Batch, Leaves], torch.Tensor],
            trained: Sequence[torch.nn.Parameter], workers: int) -> Iterator[tuple[float, Gradients]]:
     """The loss of every batch and the gradients of `trained`, in the batches' order; the prefix's come last.
 
-    layers: the model's that are computed, the lowest of them its number `first`. prefix: computes the prefix
-    and fills `cache`. compute: the loss of a batch behind each layer's leaves. workers: how many threads.
+    compute: the loss of a batch behind each layer's leaves. workers: how many threads.
     """
-    relay = _Relay(range(first, first + len(layers)), len(batches))
-    ours = _Prefix(layers, first, cache, relay)
+    relay = _Relay(range(prefix.first, prefix.first + len(prefix.layers)), len(batches))
+    ours = _Prefix(prefix, relay)
 
     def one(number: int, batch: Batch) -> tuple[float, Gradients]:
         try:
@@ -206,8 +223,8 @@ def beside(layers: Sequence[torch.nn.Module], first: int, prefix: Callable[[], N
         ahead.result()
         return ours.backward(trained)
 
-    with instead(layers, ours.cut), parallel.pool(workers) as pool:
-        ahead = pool.submit(ours.forward, prefix)
+    with instead(prefix.layers, ours.cut), parallel.pool(workers) as pool:
+        ahead = pool.submit(ours.forward)
         parts = [pool.submit(one, number, batch) for number, batch in enumerate(batches)]
         behind = pool.submit(back)  # taken up last, so it never waits for a batch that is not begun
         for part in parts:
