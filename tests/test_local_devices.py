@@ -268,7 +268,7 @@ from distillctl_local.data import Row
 from distillctl_local.losses import next_token
 from distillctl_local.prefix import accumulate
 from distillctl_local.ranks import Ranks
-from distillctl_local.trainer import add_adapter
+from distillctl_local.adapter import add_adapter
 from support.tiny_models import tiny_model, tiny_tokenizer
 from trl import SFTConfig
 

@@ -155,10 +155,10 @@ class TestWhatUnslothIsTold:
 def test_rows_as_unsloth_gets_them_are_learnt_as_ours_are(tmp_path: Path) -> None:
     """Through TRL's own trainer and the collator that Unsloth uses, with a pad token that is the end token:
     the loss of the first step is that of our trainer, so prompt and padding are masked, the end token not."""
+    from distillctl_local.adapter import add_adapter
     from distillctl_local.fit import arguments
     from distillctl_local.losses import next_token
     from distillctl_local.prefix import accumulate
-    from distillctl_local.trainer import add_adapter
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 

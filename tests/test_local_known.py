@@ -11,13 +11,13 @@ from support.tiny_models import FAMILIES, tiny_model
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
 from distillctl_local import sharing  # noqa: E402
+from distillctl_local.adapter import add_adapter  # noqa: E402
 from distillctl_local.data import Row  # noqa: E402
 from distillctl_local.losses import next_token  # noqa: E402
 from distillctl_local.models import facts_of  # noqa: E402
 from distillctl_local.prefix import accumulate, compute_once  # noqa: E402
 from distillctl_local.settings import LocalSettings  # noqa: E402
 from distillctl_local.sharing import bytes_below, share_prefixes  # noqa: E402
-from distillctl_local.trainer import add_adapter  # noqa: E402
 from test_local_training_prefix import ALL, assert_same, gradients, make_rows, reference  # noqa: E402
 
 from distillctl.errors import UsageError  # noqa: E402

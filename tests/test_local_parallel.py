@@ -19,7 +19,7 @@ from distillctl_local.generate import Generator  # noqa: E402
 from distillctl_local.losses import next_token  # noqa: E402
 from distillctl_local.parallel import each, threads_for  # noqa: E402
 from distillctl_local.prefix import accumulate, side_by_side  # noqa: E402
-from distillctl_local.scoring import LabelScorer, plain_scores  # noqa: E402
+from distillctl_local.scoring import LabelScorer  # noqa: E402
 from distillctl_local.sharing import share_prefixes  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from test_local_training_prefix import adapted, assert_same, gradients, make_rows, reference  # noqa: E402
@@ -113,33 +113,6 @@ def test_every_weight_or_dropout_is_trained_batch_by_batch() -> None:
     dropping = get_peft_model(tiny_model("llama"), drops)
     assert side_by_side(dropping.get_base_model(), 10, 1000) == 1
     assert side_by_side(adapted("llama")[1], 10, 1000) == 3
-
-
-@pytest.fixture
-def mixture() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """With an adapter on its experts, which PEFT puts into the model for each pass."""
-    model = tiny_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-    torch.manual_seed(1)
-    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)  # it does something
-    return get_peft_model(model, adapter).train(), model
-
-
-def test_an_adapter_on_a_mixtures_experts_is_trained_batch_by_batch(
-        mixture: tuple[torch.nn.Module, torch.nn.Module]) -> None:
-    wrapped, model = mixture
-    reference(model, ROWS)
-    wanted = gradients(wrapped)
-    accumulate(model, ROWS, 100_000, next_token)
-    assert_same(gradients(wrapped), wanted)
-
-
-def test_and_asked_batch_by_batch_while_it_is_trained(
-        mixture: tuple[torch.nn.Module, torch.nn.Module]) -> None:
-    _, model = mixture
-    answers = [ENCODER.completion(label) for label in ("code", "docs")]
-    found = LabelScorer(model.eval(), answers).log_probabilities(PROMPTS)
-    wanted = torch.stack([plain_scores(model, prompt, answers) for prompt in PROMPTS]).log_softmax(-1)
-    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_long_rows_are_not_computed_side_by_side_beyond_what_is_allowed_at_once() -> None:

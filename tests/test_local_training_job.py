@@ -291,11 +291,11 @@ def test_a_gpu_that_is_full_gets_smaller_micro_batches(model: str, tmp_path: Pat
     """With torch's own error, raised where a GPU without room would raise it."""
     import torch
     from distillctl_local import sft
+    from distillctl_local.adapter import add_adapter
     from distillctl_local.data import Row
     from distillctl_local.losses import next_token
     from distillctl_local.models import load_base, load_tokenizer
     from distillctl_local.prefix import accumulate
-    from distillctl_local.trainer import add_adapter
     from trl import SFTConfig
 
     tried: list[int] = []

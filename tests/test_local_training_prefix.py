@@ -206,14 +206,6 @@ class TestLabelChoice:
         assert_same(gradients(wrapped), wanted)
 
 
-def test_a_base_drops_nothing_of_its_own_while_an_adapter_is_trained() -> None:
-    model = tiny_model("phi", resid_pdrop=0.5, embd_pdrop=0.5, attention_dropout=0.5).train()
-    row = torch.tensor([make_rows(1)[0].ids])
-    assert not torch.equal(model(row).logits, model(row).logits)
-    lora.drop_nothing(model)
-    assert torch.equal(model(row).logits, model(row).logits)
-
-
 class TestRefusals:
     def test_gradient_checkpointing_is_refused(self) -> None:
         _, model = adapted("llama")

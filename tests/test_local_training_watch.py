@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from distillctl_local import watch
+from distillctl_local.adapter import add_adapter
 from distillctl_local.encode import Encoder
 from distillctl_local.models import load_base, load_tokenizer
-from distillctl_local.trainer import add_adapter
 from distillctl_local.watch import Watch, points
 from support.tiny_models import save_tiny_model
 from test_local_training_job import Desk, succeed_though_killed_at

@@ -15,29 +15,26 @@ from peft.tuners.lora import Linear
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + b + scaling · x Aᵀ Bᵀ with a frozen W [out, in], A [r, in], B [out, r] (Hu et al. 2021)."""
+    """y = x Wᵀ + b + scaling · x Aᵀ Bᵀ for x [n, in], with a frozen W [out, in], A [r, in], B [out, r] (Hu et
+    al. 2021)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                 a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
         a_cast, b_cast = a.to(x.dtype), b.to(x.dtype)
-        low = (flat @ a_cast.t()) * scaling
-        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        low = (x @ a_cast.t()) * scaling
+        out = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
         out.addmm_(low, b_cast.t())
-        ctx.save_for_backward(flat, weight, a_cast, b_cast, low)
-        ctx.scaling, ctx.dtype, ctx.shape = scaling, a.dtype, x.shape
-        return out.view(*x.shape[:-1], -1)
+        ctx.save_for_backward(x, weight, a_cast, b_cast, low)
+        ctx.scaling, ctx.dtype = scaling, a.dtype
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, a, b, low = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
+        x, weight, a, b, low = ctx.saved_tensors
         low_grad = (grad @ b) * ctx.scaling
-        x_grad = None
-        if ctx.needs_input_grad[0]:
-            x_grad = (grad @ weight).addmm_(low_grad, a).view(ctx.shape)
-        return x_grad, None, None, (low_grad.t() @ flat).to(ctx.dtype), (grad.t() @ low).to(ctx.dtype), None
+        x_grad = (grad @ weight).addmm_(low_grad, a) if ctx.needs_input_grad[0] else None
+        return x_grad, None, None, (low_grad.t() @ x).to(ctx.dtype), (grad.t() @ low).to(ctx.dtype), None
 
 
 def fuse(model: torch.nn.Module) -> int:
@@ -57,8 +54,9 @@ def drop_nothing(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):  # OPT's `dropout`, Llama's `attention_dropout`
+                setattr(module, name, 0.0)
 
 
 def _is_plain(layer: Linear) -> bool:
@@ -70,5 +68,7 @@ def _is_plain(layer: Linear) -> bool:
 
 def _forward(self: Linear, x: torch.Tensor) -> torch.Tensor:
     base = self.base_layer
-    return _LoraLinear.apply(x, base.weight, base.bias, self.lora_A["default"].weight,
-                             self.lora_B["default"].weight, self.scaling["default"])
+    # Shaped outside: a family may change the output in place, which a view made inside does not allow.
+    out = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, self.lora_A["default"].weight,
+                            self.lora_B["default"].weight, self.scaling["default"])
+    return out.view(*x.shape[:-1], -1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from distillctl.errors import Problem, StudentError
 from distillctl_local.safety import CONFIG, WEIGHTS
@@ -22,8 +23,8 @@ from distillctl_local.safety import CONFIG, WEIGHTS
 def merge_adapter(model: PreTrainedModel, folder: Path, canary: Sequence[int]) -> None:
     """Add a checked adapter (see safety.check_adapter) into `model`.
 
-    canary: token ids of a prompt. Raises StudentError where the adapter has no place in the model, or
-    leaves the canary's logits as they were.
+    canary: token ids of a prompt. Raises StudentError where the adapter has no place in the model, leaves
+    the canary's logits as they were, or makes them overflow.
     """
     before = _logits(model, canary)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -36,13 +37,21 @@ def merge_adapter(model: PreTrainedModel, folder: Path, canary: Sequence[int]) -
         a, b = tensors[name].float(), tensors[f"{prefix}{path}.lora_B.weight"].float()
         module = modules.get(path)
         weight = getattr(module, "weight", None)
-        if not isinstance(module, torch.nn.Linear) or weight.shape != (b.shape[0], a.shape[1]):
+        if isinstance(module, Conv1D):  # GPT-2's linear layer, its weight [in, out]
+            weight = weight.t()
+        if not isinstance(module, torch.nn.Linear | Conv1D) or weight.shape != (b.shape[0], a.shape[1]):
             raise StudentError(Problem(
                 "has weights for a layer that the base lacks, or of another shape: it was made for another "
                 "base", where=str(folder / WEIGHTS), value=name))
         delta = (b.to(weight.device) @ a.to(weight.device)) * scaling
         weight.copy_(weight.float() + delta)
-    if torch.equal(before, _logits(model, canary)):
+    after = _logits(model, canary)
+    if not after.isfinite().all():
+        raise StudentError(Problem("makes the base's answers NaN or infinite: its numbers are too large",
+                                   where=str(folder / WEIGHTS),
+                                   hint=f"its lora_alpha is {config['lora_alpha']}, its rank {config['r']}; "
+                                        "train it again"))
+    if torch.equal(before, after):
         raise StudentError(Problem("changes nothing: the base answers the same without it",
                                    where=str(folder / WEIGHTS), hint="train it again"))
 

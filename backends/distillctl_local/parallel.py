@@ -24,12 +24,10 @@ WORTH = 64  # tokens of a batch for each thread; with fewer they wait longer tha
 def side_by_side(model: PreTrainedModel, longest: int, most: int) -> int:
     """How many batches `model` computes side by side: one on a GPU, else as many as it has threads, but with
     rows of up to `longest` tokens no more than `most` tokens together. One where rotary positions are scaled
-    by the length of what is computed: the model keeps that scale; and with an adapter on a mixture's experts,
-    which PEFT puts into the model for each pass."""
+    by the length of what is computed: the model keeps that scale."""
     if model.device.type != "cpu" or any(
-            type(module).__name__ == "ParamWrapper"  # PEFT's, which answers alone do not import
-            or any(scaled in str(getattr(module, "rope_type", None))  # a name, or one for each kind of layer
-                   for scaled in ("dynamic", "longrope")) for module in model.modules()):
+            scaled in str(getattr(module, "rope_type", None))  # a name, or one for each kind of layer
+            for module in model.modules() for scaled in ("dynamic", "longrope")):
         return 1
     return division.workers(torch.get_num_threads(), longest, most)
 

@@ -26,6 +26,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _MAX_HEADER = 100 * 2**20  # the format's own cap
 _MAX_CONFIG = 2**20
+_MAX_ALPHA = 1_000_000
 _MOST_FILES = 2000  # the largest models lie in some hundreds
 _NAMED = 10  # problems that one error tells
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -185,8 +186,9 @@ def _check_config(folder: Path, base: ModelFacts) -> list[Problem]:
         refuse("peft_type", "must be LORA")
     if type(config.get("r")) is not int or not 1 <= config["r"] <= 4096:
         refuse("r", "must be a whole number from 1 to 4096")
-    if not isinstance(config.get("lora_alpha"), int | float) or not math.isfinite(config["lora_alpha"]):
-        refuse("lora_alpha", "must be a number")
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= _MAX_ALPHA:
+        refuse("lora_alpha", f"must be a number above 0, at most {_MAX_ALPHA}")
     for field in ("auto_map", "auto_mapping", "use_dora", "modules_to_save", "trainable_token_indices",
                   "alora_invocation_tokens", "layer_replication", "megatron_config", "rank_pattern",
                   "alpha_pattern"):
@@ -237,9 +239,10 @@ def _check_shapes(folder: Path, base: ModelFacts) -> list[Problem]:
 
 
 def _width(layer: str, half: str, base: ModelFacts) -> int | None:
-    """Width of a layer's input (A) or output (B) in the families that name their layers so."""
+    """Width of a layer's input (A) or output (B) in the families that name their layers so; None: unknown, as
+    that of queries, which an output gate (Qwen 3.5) makes twice as wide."""
     query, key = base.heads * base.head_dim, base.kv_heads * base.head_dim
-    widths = {"q_proj": (base.hidden_size, query), "k_proj": (base.hidden_size, key),
+    widths = {"q_proj": (base.hidden_size, None), "k_proj": (base.hidden_size, key),
               "v_proj": (base.hidden_size, key), "o_proj": (query, base.hidden_size)}
     return widths[layer][half == "B"] if layer in widths else None
 

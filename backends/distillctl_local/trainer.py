@@ -139,6 +139,7 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     import torch
     from transformers import set_seed
 
+    from distillctl_local.adapter import add_adapter
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
     from distillctl_local.facts import layers_below
@@ -244,41 +245,6 @@ def _loss(task: Task, encoder: Encoder, settings: LocalSettings) -> Loss:
     if settings.learn == "tokens" or not task.labels:
         return next_token
     return LabelChoice([encoder.completion(task.target(label)) for label in task.labels])
-
-
-def add_adapter(model: PreTrainedModel, spec: TrainSpec, *, rslora: bool = False,
-                layers: int | None = None) -> PeftModel:
-    """The base model with a new LoRA adapter in fp32, computed in the base's precision; sets the seed.
-    layers: how many it sits on, the uppermost ones; None: all."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    from distillctl_local import lora
-
-    set_seed(spec.seed)
-    count = model.config.get_text_config().num_hidden_layers
-    adapted = get_peft_model(model, LoraConfig(
-        r=spec.lora.rank, lora_alpha=spec.lora.alpha, lora_dropout=spec.lora.dropout, bias="none",
-        task_type="CAUSAL_LM", use_rslora=rslora,
-        target_modules=spec.lora.targets or (_linear_names(model) if layers else "all-linear"),
-        layers_to_transform=layers and list(range(count - layers, count))),
-        autocast_adapter_dtype=False)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    lora.fuse(adapted)
-    return adapted
-
-
-def _linear_names(model: PreTrainedModel) -> list[str]:
-    """What the linear layers but the output head are called: what PEFT's "all-linear" is, which does not go
-    with a choice of layers."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules()
-                   if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head})
 
 
 def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, tokenizer: Any, rows: list[Row],

@@ -28,7 +28,7 @@ class LoraSpec(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that is dropped while training."""
     targets: list[str] | None = None
-    """Names of the layers to adapt; None: every linear layer but the output head."""
+    """Names of the layers to adapt; None: every linear layer but the output head and a mixture's experts."""
 
 
 DEFAULT_EPOCHS = 3
