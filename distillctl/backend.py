@@ -64,7 +64,8 @@ class TrainJob:
     train_file, dev_file: JSONL rows {"id", "messages": [...], "completion": str, "source": "file:line"};
     dev_file holds prompts with the teacher's answers of the dev split, for early stopping. digest: of
     train_file's content. model: the recipe's student (a backend may name another in its settings). prompts:
-    only where `Capabilities.answers_setting` is set in the recipe.
+    only where `Capabilities.answers_setting` is set in the recipe. revision: of the recipe's student on the
+    Hub; None: the newest.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TrainJob:
     rows: int
     digest: str
     prompts: Prompts | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ class Learner:
     version: int  # of the backend's training
     aside: frozenset[str] = frozenset()  # settings that do not change what training gives
     answers_in_job: bool = False  # whether its job is to answer dev and test too
+    revision: str | None = None  # of the model on the Hub
 
     def parts(self) -> dict[str, JSON]:
         """What determines the trained model, beside its training rows."""
         settings = {name: value for name, value in self.settings.items() if name not in self.aside}
         return {"backend": self.backend, "settings": settings, "model": self.model,
                 "train": self.train.model_dump(mode="json", exclude={"seeds"}),
-                "training version": self.version}
+                "training version": self.version, **({"revision": self.revision} if self.revision else {})}
 
 
 class Detached(Exception):
@@ -135,10 +136,11 @@ class Context:
         train = recipe.train.model_copy(update={"seed": seed, "seeds": []})
         settings = recipe.backends.get(backend, {})
         can = registry.load(backend).capabilities
-        model = str(settings.get("model") or (recipe.student.model if can.untrained_answers else backend))
+        own = settings.get("model") or not can.untrained_answers  # not the recipe's student
+        model = str(settings.get("model") or backend) if own else recipe.student.model
         answers = bool(can.answers_setting and settings.get(can.answers_setting))
         return Learner(role, backend, settings, model, train, can.training_version, can.settings_aside,
-                       answers)
+                       answers, None if own else recipe.student.revision)
 
     def roles(self) -> tuple[LearnerRole, ...]:
         """Who is trained in this run, variants of the student aside."""

@@ -99,7 +99,7 @@ def train_job(ctx: Context, role: LearnerRole, train_file: Path, dev_file: Path,
     return TrainJob(name=f"{ctx.recipe.name}-{role}", task=ctx.task, train=learner.train, model=learner.model,
                     train_file=train_file, dev_file=dev_file, rows=count, digest=digest_file(train_file),
                     prompts=_prompts(ctx, train_file.parent / "prompts.jsonl", splits)
-                    if learner.answers_in_job else None)
+                    if learner.answers_in_job else None, revision=learner.revision)
 
 
 def _prompts(ctx: Context, path: Path, splits: Mapping[Split, Sequence[Example]] | None) -> Prompts:
@@ -193,7 +193,8 @@ def answer_base(ctx: Context) -> None:
     if found := _from_job(ctx, "student", trained, "base"):
         answering.write_answered(ctx, "base", found, ("test",))
         return
+    pinned = {name: value for name, value in trained.data.items() if name == "revision" and value}
     untrained = StudentRef(trained.backend, "model" if trained.kind != "hosted" else "hosted",
-                           str(trained.data.get("base_model", trained.model)))
+                           str(trained.data.get("base_model", trained.model)), data=pinned)
     with answering.learner(ctx, "base", untrained, ctx.path("student")) as who:
         answering.collect_splits(ctx, who, ("test",))

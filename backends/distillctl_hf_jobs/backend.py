@@ -271,8 +271,8 @@ class HfJobsBackend:
         # a student's folder holds nothing else
         return StudentRef(self.name, kind, self._model_of(result), kind if answers else ".", {
             name: digest for name, digest in found.items() if name not in answers}, {
-            "revision": None, "rows": result["rows"], "seconds": result["seconds"], "repo": repo,
-            "commit": revision}, answers)
+            "revision": result.get("revision"), "rows": result["rows"], "seconds": result["seconds"],
+            "repo": repo, "commit": revision}, answers)
 
     def _model_of(self, result: Mapping[str, Any]) -> str:
         """The base model: a Hub id or alias, or the folder of this machine that was uploaded."""

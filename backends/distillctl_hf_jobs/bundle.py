@@ -66,7 +66,7 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
         named = f"{BASE}/{folder.name}"
         files |= {f"{named}/{path.name}": path for path in _model_files(folder)}
     write_json(into / JOB, {
-        "name": job.name, "model": named, "revision": None, "rows": job.rows, "digest": job.digest,
+        "name": job.name, "model": named, "revision": job.revision, "rows": job.rows, "digest": job.digest,
         "train": job.train.model_dump(mode="json"), "task": job.task.spec.model_dump(mode="json"),
         "settings": dict(trainer),
         "evaluate": job.prompts.how.model_dump(mode="json") if job.prompts else None})
@@ -163,7 +163,8 @@ def result_of(text: str) -> dict[str, JSON]:
     try:
         found = json.loads(text)
         right = (isinstance(found["model"], str) and isinstance(found["folder"], str)
-                 and isinstance(found["rows"], int) and isinstance(found["seconds"], int | float)
+                 and isinstance(found.get("revision"), str | None) and isinstance(found["rows"], int)
+                 and isinstance(found["seconds"], int | float)
                  and all(isinstance(digest, str) for digest in found["files"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False

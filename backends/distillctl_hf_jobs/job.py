@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
             outcome = train(work)
             answers = answer(work, job, outcome["files"])
             push(work, asked.to, outcome["files"], {
-                "model": job["model"], "folder": asked.name, "rows": job["rows"],
+                "model": job["model"], "revision": job["revision"], "folder": asked.name, "rows": job["rows"],
                 "seconds": outcome["seconds"], "files": {**outcome["files"], **answers}})
     except DistillctlError as error:
         print(f"distillctl: {error}", flush=True)  # noqa: T201
@@ -108,11 +108,12 @@ def answer(work: Path, job: dict[str, JSON], student_files: dict[str, str]) -> d
     task, how = build_task(TypeAdapter(TaskSpec).validate_python(job["task"])), EvaluateSpec.model_validate(
         job["evaluate"])
     settings = LocalSettings.model_validate(job["settings"])
-    trained = StudentRef("local", kind_of(student_files), here["model"], "result", student_files)
+    data = {"revision": here["revision"]}
+    trained = StudentRef("local", kind_of(student_files), here["model"], "result", student_files, data)
     prompts = list(read_jsonl(work / PROMPTS))
     asked = {"student": (trained, prompts)}
     if how.base:
-        asked["base"] = (StudentRef("local", "model", here["model"]),
+        asked["base"] = (StudentRef("local", "model", here["model"], data=data),
                          [row for row in prompts if row["split"] == "test"])
     found = {}
     for who, (student, rows) in asked.items():

@@ -66,7 +66,7 @@ def _answering(job: TrainJob, settings: HfJobsSettings) -> str:
 def _student(job: TrainJob, model: str, layers: int | None, notes: list[str]) -> list[Problem]:
     """What is wrong with the student or its rows, as far as it lies here."""
     try:
-        facts = facts_at_hand(model)
+        facts = facts_at_hand(model, job.revision)
         if is_folder(model):
             if facts is None:
                 return [Problem("there is no such model folder, and it is no Hub id either",

@@ -89,7 +89,7 @@ class LocalBackend:
             if self._settings.watches:
                 shutil.copyfile(job.dev_file, partial / "dev.jsonl")
             write_json(partial / "job.json", {
-                "name": job.name, "model": self._model(job), "revision": None, "rows": job.rows,
+                "name": job.name, "model": self._model(job), "revision": job.revision, "rows": job.rows,
                 "digest": job.digest, "created": self._env.clock(),
                 "train": job.train.model_dump(mode="json"),
                 "task": job.task.spec.model_dump(mode="json"),
