@@ -67,6 +67,11 @@ class LocalBackend:
         return examine(job, self._model(job), self._settings, self._env)
 
     def stage(self, job: TrainJob) -> Staged:
+        from distillctl_local.models import is_at_hand, model_folder
+
+        # Fetched here, where the Hub's token is: the trainer gets none, and stays off the network.
+        if not is_at_hand(self._model(job), job.revision):
+            model_folder(self._model(job), job.revision)
         folder = self._env.workspace / "staged" / job.digest.removeprefix("sha256:")[:32]
         target = folder / _ROWS
         if not target.exists() or digest_file(target) != job.digest:
@@ -185,7 +190,7 @@ class LocalBackend:
 
     def _start(self, folder: Path, again: bool = False) -> None:
         settings = read_json(folder / "job.json")["settings"]  # the job's, not what the recipe says by now
-        process.start(folder, again=again, offline=self._env.offline, devices=settings.get("devices", 1),
+        process.start(folder, again=again, devices=settings.get("devices", 1),
                       also=tracking.variables(self._settings.report_to))
 
     def _jobs(self) -> Path:

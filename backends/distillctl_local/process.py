@@ -23,17 +23,18 @@ _RESTARTS = "restarts"
 # What a trainer needs from our environment; credentials are not among it.
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
               "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME",
-              "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTP_PROXY",
-              "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "DISTILLCTL_TESTING", "DISTILLCTL_CRASH_AT",
-              "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME",
-              "GLOO_SOCKET_IFNAME")
+              "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy",
+              "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "DISTILLCTL_TESTING",
+              "DISTILLCTL_CRASH_AT", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE",
+              "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 # One GPU: TRL refuses DataParallel. A thread that waits awake takes the core from another program's.
 DEFAULTS = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
             "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# The base is here before the trainer is started.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-def start(folder: Path, *, again: bool = False, offline: bool = False, also: Sequence[str] = (),
-          devices: int = 1) -> bool:
+def start(folder: Path, *, again: bool = False, also: Sequence[str] = (), devices: int = 1) -> bool:
     """Start the trainer of a job folder, unless one is alive; returns whether it was started.
 
     The lock is taken here and handed on with its file, so there is no moment without it. again: it is
@@ -48,9 +49,7 @@ def start(folder: Path, *, again: bool = False, offline: bool = False, also: Seq
                 file.write(f"{time.time()}\n")
         environment = DEFAULTS | {
             name: os.environ[name] for name in (*_PASSED_ON, *also) if name in os.environ}
-        environment["CUDA_VISIBLE_DEVICES"] = visible_gpus(devices)
-        if offline:
-            environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        environment |= {"CUDA_VISIBLE_DEVICES": visible_gpus(devices), **OFFLINE}
         program = (["distillctl_local.launch", str(folder), str(devices)] if devices > 1
                    else ["distillctl_local.trainer", str(folder)])
         with (folder / "trainer.log").open("ab") as log:
