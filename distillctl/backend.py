@@ -65,7 +65,7 @@ class TrainJob:
     dev_file holds prompts with the teacher's answers of the dev split, for early stopping. digest: of
     train_file's content. model: the recipe's student (a backend may name another in its settings). prompts:
     only where `Capabilities.answers_setting` is set in the recipe. revision: of the recipe's student on the
-    Hub; None: the newest.
+    Hub; None: the newest. how: the student will be asked so.
     """
 
     name: str
@@ -78,6 +78,7 @@ class TrainJob:
     digest: str
     prompts: Prompts | None = None
     revision: str | None = None
+    how: EvaluateSpec = field(default_factory=EvaluateSpec)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def train_job(ctx: Context, role: LearnerRole, train_file: Path, dev_file: Path,
     return TrainJob(name=f"{ctx.recipe.name}-{role}", task=ctx.task, train=learner.train, model=learner.model,
                     train_file=train_file, dev_file=dev_file, rows=count, digest=digest_file(train_file),
                     prompts=_prompts(ctx, train_file.parent / "prompts.jsonl", splits)
-                    if learner.answers_in_job else None, revision=learner.revision)
+                    if learner.answers_in_job else None, revision=learner.revision,
+                    how=ctx.recipe.evaluate)
 
 
 def _prompts(ctx: Context, path: Path, splits: Mapping[Split, Sequence[Example]] | None) -> Prompts:

@@ -15,7 +15,7 @@ from distillctl_local.watch import Watch, points
 from support.tiny_models import save_tiny_model
 from test_local_training_job import Desk, succeed_though_killed_at
 
-from distillctl.recipe.models import TrainSpec
+from distillctl.recipe.models import EvaluateSpec, TrainSpec
 from distillctl.store.files import digest_tree, read_jsonl
 from distillctl.testing.examples import example_job
 
@@ -34,8 +34,18 @@ def adapted(model: str):
 def test_every_kind_of_task_has_a_score(kind: str, model: str, tmp_path: Path) -> None:
     job = example_job(tmp_path, kind, model, TrainSpec())
     student, encoder = adapted(model)
-    assert 0 <= points(student, encoder, job.task, list(read_jsonl(job.train_file))[:3]) <= 3
+    assert 0 <= points(student, encoder, job.task, list(read_jsonl(job.train_file))[:3], job.how) <= 3
     assert student.training
+
+
+def test_it_is_asked_as_it_will_be(model: str, tmp_path: Path) -> None:
+    """An untrained model that chooses a label is right by chance; one that writes freely is not."""
+    job = example_job(tmp_path, "classification", model, TrainSpec())
+    student, encoder = adapted(model)
+    rows = list(read_jsonl(job.train_file))
+    found = [points(student, encoder, job.task, rows, EvaluateSpec(generate=generate, max_tokens=4))
+             for generate in (False, True)]
+    assert found[0] > found[1] == 0
 
 
 @pytest.fixture
@@ -46,13 +56,13 @@ def watched(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     student, encoder = adapted(model)
 
     def look(at: Watch, step: int, score: float) -> float:
-        monkeypatch.setattr(watch, "points", lambda *given, **_: score * len(given[-1]))
+        monkeypatch.setattr(watch, "points", lambda *given: score * len(given[3]))
         for parameter in student.parameters():
             if parameter.requires_grad:
                 parameter.data.fill_(step)
         return at.look(step)
 
-    return student, look, lambda: Watch(tmp_path, student, encoder, job.task)
+    return student, look, lambda: Watch(tmp_path, student, encoder, job.task, job.how)
 
 
 def weight(student: torch.nn.Module) -> float:

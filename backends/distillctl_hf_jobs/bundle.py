@@ -69,7 +69,7 @@ def make_bundle(job: TrainJob, model: str, trainer: Mapping[str, JSON], watches:
         "name": job.name, "model": named, "revision": job.revision, "rows": job.rows, "digest": job.digest,
         "train": job.train.model_dump(mode="json"), "task": job.task.spec.model_dump(mode="json"),
         "settings": dict(trainer),
-        "evaluate": job.prompts.how.model_dump(mode="json") if job.prompts else None})
+        "evaluate": job.how.model_dump(mode="json")})
     wheel = project_wheel(into)
     write_text(into / REQUIREMENTS, "".join(f"{line}\n" for line in requirements(wheel.name, model)))
     files |= {JOB: into / JOB, wheel.name: wheel, REQUIREMENTS: into / REQUIREMENTS}

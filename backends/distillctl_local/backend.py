@@ -98,6 +98,7 @@ class LocalBackend:
                 "digest": job.digest, "created": self._env.clock(),
                 "train": job.train.model_dump(mode="json"),
                 "task": job.task.spec.model_dump(mode="json"),
+                "evaluate": job.how.model_dump(mode="json"),
                 "settings": self._settings.model_dump(mode="json") | {"engine": self._engine(job)}})
             sync_tree(partial)
         except OSError as error:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from distillctl.errors import DistillctlError, Problem, UsageError
-from distillctl.recipe.models import TaskSpec, TrainSpec
+from distillctl.recipe.models import EvaluateSpec, TaskSpec, TrainSpec
 from distillctl.store.files import digest_tree, sync_folder, sync_tree, write_json
 from distillctl.task import Task, build_task
 from distillctl.testing.crash import crashpoint
@@ -176,7 +176,8 @@ def _train_with_peft(folder: Path, job: dict[str, JSON], spec: TrainSpec, settin
     if settings.shard:
         shard.shard(model, device, ranks)
     frozen, known = _computed_once(folder, events, model, rows, facts, settings)
-    watch = Watch(folder, student, encoder, task, ranks, frozen) if settings.watches else None
+    how = EvaluateSpec.model_validate(job.get("evaluate") or {})
+    watch = Watch(folder, student, encoder, task, how, ranks, frozen) if settings.watches else None
     _fit(folder, events, student, tokenizer, rows, _loss(task, encoder, settings), spec, settings, watch,
          ranks, known)
     if watch:

@@ -29,15 +29,17 @@ class Watch:
     """Scores by epoch, and the best epoch's trained weights, in a job's folder.
 
     A trainer that was killed and goes on from an earlier checkpoint finds and writes the same ones again.
-    ranks: who shares the dev rows; the first one writes. frozen: prefixes that the base alone computes.
+    how: the student is asked so. ranks: who shares the dev rows; the first one writes. frozen: prefixes that
+    the base alone computes.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task,
-                 ranks: Ranks | None = None, frozen: Sequence[Prefix] = ()) -> None:
+                 how: EvaluateSpec, ranks: Ranks | None = None, frozen: Sequence[Prefix] = ()) -> None:
         self._folder = folder
         self._model = model
         self._encoder = encoder
         self._task = task
+        self._how = how
         self._rows = list(read_jsonl(folder / "dev.jsonl"))[:ROWS]
         self._ranks = ranks or Ranks()
         self._frozen = frozen
@@ -45,8 +47,8 @@ class Watch:
     def look(self, step: int) -> float:
         """The student's score at the end of an epoch, in [0, 1]; its weights are kept if it is the best."""
         mine = self._rows[self._ranks.number::self._ranks.count]
-        (total,) = self._ranks.add(points(self._model, self._encoder, self._task, mine,
-                                          frozen=self._frozen))
+        (total,) = self._ranks.add(points(self._model, self._encoder, self._task, mine, self._how,
+                                          self._frozen))
         score = total / len(self._rows)
         if self._ranks.first:
             self._note(step, score)
@@ -83,16 +85,15 @@ class Watch:
 
 
 def points(model: PreTrainedModel | PeftModel, encoder: Encoder, task: Task, rows: Sequence[JSON],
-           frozen: Sequence[Prefix] = ()) -> float:
-    """How well a model being trained answers as the teacher did, by the task's metric, added up over the
-    rows: 1 for a right answer; for free text its ROUGE-L."""
-    from distillctl_local.predictor import LocalPredictor
+           how: EvaluateSpec, frozen: Sequence[Prefix] = ()) -> float:
+    """How well a model being trained answers as the teacher did, added up over the rows: 1 for a right
+    answer, for free text its ROUGE-L. how: it is asked so."""
+    from distillctl_local.predictor import LocalPredictor, identity_of_mode
 
     was_training = model.training
     model.eval()
-    mode = "score" if task.labels else "generate"
-    predictor = LocalPredictor(plain_model(model), encoder, task, EvaluateSpec(),
-                               {"model": "student", "mode": mode}, frozen)
+    identity = {"model": "student", **identity_of_mode(task, how)}
+    predictor = LocalPredictor(plain_model(model), encoder, task, how, identity, frozen)
     answers = []
     for start in range(0, len(rows), predictor.max_batch):
         part = rows[start:start + predictor.max_batch]
