@@ -226,6 +226,19 @@ def test_how_text_is_cut_is_named_or_refused() -> None:
             pre_tokenizer(cutting(*strange))
 
 
+def test_a_tokenizer_that_changes_text_first_is_refused() -> None:
+    from tokenizers import normalizers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokenizer = cutting(ByteLevel(add_prefix_space=False))
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # as Qwen's
+    assert pre_tokenizer(tokenizer) == "gpt-2"
+    for strange in (normalizers.Lowercase(), normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])):
+        tokenizer.backend_tokenizer.normalizer = strange
+        with pytest.raises(StudentError, match="changes text before it cuts it"):
+            pre_tokenizer(tokenizer)
+
+
 def test_the_ollama_template_is_the_chat_templates_turn() -> None:
     text = go_template(Encoder(tiny_tokenizer()), "<|im_end|>")
     assert text == (
@@ -238,13 +251,15 @@ def test_the_modelfile_stops_where_the_student_does(run: Context, tmp_path: Path
     call(run, "ollama", tmp_path / "out", "--no-verify")
     lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
     assert {"FROM ./model.gguf", 'PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0",
-            "PARAMETER num_ctx 512", "PARAMETER num_predict 24"} <= set(lines)
+            "PARAMETER repeat_penalty 1", "PARAMETER num_ctx 512", "PARAMETER num_predict 24"} <= set(lines)
 
 
 def test_the_vllm_line_names_the_run_and_a_rank_it_takes(run: Context, tmp_path: Path) -> None:
     (line,) = json.loads(call(run, "vllm", tmp_path / "a folder", "--json").stdout)["notes"]
     assert "--max-lora-rank 8 " in line  # the adapter's is 4
     assert f"--lora-modules {run.rundir.name.replace('/', '-')}='{tmp_path}/a folder'" in line
+    # vLLM samples by what the base's generation_config.json says, and at a temperature of 1 by itself
+    assert """--generation-config vllm --override-generation-config '{"temperature": 0}'""" in line
 
 
 def test_a_folder_in_use_is_left_alone(run: Context, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_the_vllm_line_serves_the_folder_itself(run: Context, tmp_path: Path) ->
     done = call(run, "export", "--to", "vllm", "-o", str(tmp_path / "out"), "--json")
     (line,) = json.loads(done.stdout)["notes"]
     assert line.startswith(f"vllm serve {tmp_path}/out --dtype float32 ") and "--enable-lora" not in line
+    assert """--override-generation-config '{"temperature": 0}'""" in line
 
 
 def test_plan_says_that_every_weight_is_trained(run: Context) -> None:

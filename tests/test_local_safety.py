@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.tiny_models import save_tiny_model, tiny_model
+from support.tiny_students import tiny_base, tiny_student
 
 from distillctl.backend import StudentRef
 from distillctl.errors import StudentError
@@ -192,7 +193,8 @@ def test_a_folder_of_far_too_many_files_is_not_looked_through(
 
 @pytest.mark.parametrize("changes", [
     {"peft_type": "PROMPT_TUNING"}, {"r": 0}, {"r": "4"}, {"r": True}, {"lora_alpha": None},
-    {"lora_alpha": float("nan")}, {"auto_map": {"x": "y.z"}},
+    {"lora_alpha": float("nan")}, {"lora_alpha": True}, {"lora_alpha": 0}, {"lora_alpha": 1e300},
+    {"lora_alpha": 10**400}, {"auto_map": {"x": "y.z"}},
     {"auto_mapping": {"parent_library": "os"}}, {"use_dora": True}, {"modules_to_save": ["lm_head"]},
     {"alora_invocation_tokens": [1]}, {"layer_replication": [[0, 1]]}, {"rank_pattern": {"q_proj": 2}},
     {"base_model_name_or_path": "org/other"}], ids=str)
@@ -317,6 +319,13 @@ def test_a_layer_that_is_zero_throughout(adapter: Path) -> None:
 def test_an_adapter_as_it_was_before_training(adapter: Path) -> None:
     retensor(adapter, lambda tensors: [t.zero_() for name, t in tensors.items() if ".lora_B." in name])
     refused(adapter, "changes nothing")
+
+
+@pytest.mark.parametrize("size", [1e9, 1e30])  # attention's sums overflow, or the merged weights themselves
+def test_an_adapter_whose_sums_overflow(tmp_path: Path, size: float) -> None:
+    student = tiny_student(tiny_base(tmp_path / "base"), tmp_path / "adapter", size=size)
+    with pytest.raises(StudentError, match="NaN or infinite: its numbers are too large"):
+        load_student(student, tmp_path / "adapter", dtype=torch.float32, device="cpu")
 
 
 def test_weights_in_bf16_are_read_too(adapter: Path) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,17 +21,43 @@ from distillctl.backend import StudentRef
 from distillctl.errors import Problem, StudentError
 from distillctl.export import Exported, ExportJob
 from distillctl.store.files import digest_tree, safe_join
-from distillctl.types import Predictor
+from distillctl.types import JSON, Message, Predictor
+from distillctl_local.encode import Encoder
 from distillctl_local.frozen import refuse
 from distillctl_local.models import source_of
 from distillctl_local.safety import CONFIG
+from distillctl_local.templates import ASKED, TemplateRefused, exported, render
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from distillctl_local.encode import Encoder
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GGUF = "model.gguf"
+# Else vLLM takes what the base's generation_config.json says, and a temperature of 1 where that says nothing.
+_GREEDY = """--generation-config vllm --override-generation-config '{"temperature": 0}'"""
+
+
+class AsOthers(Encoder):
+    """Prompts as programs make them that are given exported files: the template is told nothing, or `told`,
+    and what it writes is tokenised in one piece."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None,
+                 told: Mapping[str, JSON] | None = None) -> None:
+        """template: taken in place of the tokenizer's own."""
+        tokenizer = copy(tokenizer)
+        tokenizer.chat_template = template or tokenizer.chat_template
+        super().__init__(tokenizer)
+        self._told = told or {}
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        before, *after = self.around(tuple(message["role"] for message in messages))
+        return self._special(before + "".join(
+            message["content"] + text for message, text in zip(messages, after, strict=True)))
+
+    def _render(self, messages: list[Message], *, start_answer: bool) -> str:
+        try:
+            return render(self.tokenizer, messages, start_answer=start_answer, asked=self._told)
+        except TemplateRefused as error:
+            raise self._refuses(str(error)) from None
 
 
 def export(job: ExportJob, into: Path) -> Exported:
@@ -56,11 +83,12 @@ def _merged(job: ExportJob, into: Path) -> Exported:
     model, encoder = _load(job)
     model.to({"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.numbers])
     answer_as_trained(model, encoder)
+    encoder.tokenizer.chat_template = exported(encoder.tokenizer)
     model.save_pretrained(into)
     encoder.tokenizer.save_pretrained(into)
     return Exported(("in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)",
                      f"with vLLM: {_vllm_serve(job, job.numbers == 'f32')}"),
-                    lambda folder: _open(job, folder, "model"), _student(job))
+                    lambda folder: _asked_by_others(_open(job, folder, "model")), _student(job))
 
 
 def _gguf(job: ExportJob, into: Path) -> Exported:
@@ -68,11 +96,12 @@ def _gguf(job: ExportJob, into: Path) -> Exported:
 
 
 def _write_gguf(job: ExportJob, model: PreTrainedModel, encoder: Encoder, into: Path) -> Exported:
-    from distillctl_local.export_gguf import open_gguf, write_gguf
+    from distillctl_local.export_gguf import open_gguf, template_in, write_gguf
 
     write_gguf(model, encoder, into / GGUF, name=job.name, numbers=job.numbers)
     return Exported((f"with llama.cpp: llama-server -m {{folder}}/{GGUF} --jinja --temp 0",),
-                    lambda folder: open_gguf(job, encoder, folder / GGUF), _student(job))
+                    lambda folder: _asked_by_others(open_gguf(job, encoder, folder / GGUF),
+                                                    template_in(folder / GGUF)), _student(job))
 
 
 def _ollama(job: ExportJob, into: Path) -> Exported:
@@ -92,21 +121,47 @@ def _vllm(job: ExportJob, into: Path) -> Exported:
     from distillctl_local.vllm_engine import smallest_rank
 
     _copy(job, into)
+    prompts, template = _vllm_prompts(job)
+
+    def opened(folder: Path) -> AbstractContextManager[Predictor]:
+        return _asked_by_others(_open(job, folder, job.student.kind), template, ASKED)
+
     if job.student.kind == "model":
         from distillctl_local.predictor import is_stored_in_fp32
 
-        return Exported((_vllm_serve(job, is_stored_in_fp32(into)),),
-                        lambda folder: _open(job, folder, "model"), _student(job))
+        return Exported((f"{_vllm_serve(job, is_stored_in_fp32(into))} {prompts}",), opened, _student(job))
     most = smallest_rank(json.loads((into / CONFIG).read_text(encoding="utf-8"))["r"])
+    revision = job.student.data.get("revision")
+    base = shlex.quote(source_of(job.student.model))
+    base += f" --revision {shlex.quote(revision)}" if revision else ""
     # vLLM keeps prompts' beginnings by the adapter's name and path: another student needs another name
-    return Exported((f"vllm serve {shlex.quote(source_of(job.student.model))} --enable-lora "
-                     f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}}",),
-                    lambda folder: _open(job, folder, "adapter"), _student(job))
+    return Exported((f"vllm serve {base} --enable-lora "
+                     f"--max-lora-rank {most} --lora-modules {_served(job)}={{folder}} {_GREEDY} {prompts}",),
+                    opened, _student(job))
 
 
 def _vllm_serve(job: ExportJob, fp32: bool) -> str:
     """The command line for a whole model. vLLM would round weights in fp32 to 16 bits if it were not told."""
-    return f"vllm serve {{folder}}{' --dtype float32' if fp32 else ''} --served-model-name {_served(job)}"
+    return (f"vllm serve {{folder}}{' --dtype float32' if fp32 else ''} --served-model-name {_served(job)} "
+            f"{_GREEDY}")
+
+
+def _vllm_prompts(job: ExportJob) -> tuple[str, str | None]:
+    """What has vLLM make our prompts with the student's own files: options, and the template that they bring.
+
+    A base that is not on this machine is not fetched for it: nearly all have a template, and one that knows
+    of no thinking leaves the option unread.
+    """
+    from distillctl_local.models import facts_at_hand, load_tokenizer
+    from distillctl_local.predictor import weights_of
+
+    _, name, revision, _ = weights_of(job.student, job.folder)
+    if facts_at_hand(name, revision) is not None:
+        tokenizer = load_tokenizer(name, revision)
+        if not tokenizer.chat_template:
+            template = exported(tokenizer)
+            return f"--chat-template {shlex.quote(template)}", template
+    return f"--default-chat-template-kwargs {shlex.quote(json.dumps(dict(ASKED)))}", None
 
 
 def _needs_adapter(job: ExportJob) -> None:
@@ -148,6 +203,15 @@ def _open(job: ExportJob, folder: Path, kind: str) -> AbstractContextManager[Pre
     """A predictor for an exported folder, which computes in 32 bits."""
     ref = StudentRef("local", kind, job.student.model, ".", digest_tree(folder), job.student.data)
     return _in_32_bits(job, ref, folder)
+
+
+@contextmanager
+def _asked_by_others(opened: AbstractContextManager[Predictor], template: str | None = None,
+                     told: Mapping[str, JSON] | None = None) -> Iterator[Predictor]:
+    """The predictor, given the prompts that other programs would make: see `AsOthers`."""
+    with opened as predictor:
+        predictor._encoder = AsOthers(predictor._encoder.tokenizer, template, told)
+        yield predictor
 
 
 def _student(job: ExportJob) -> Callable[[], AbstractContextManager[Predictor]] | None:

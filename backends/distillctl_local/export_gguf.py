@@ -26,6 +26,7 @@ from distillctl.errors import Problem, StudentError
 from distillctl.export import ExportJob, Numbers
 from distillctl_local.encode import Encoder
 from distillctl_local.models import facts_of
+from distillctl_local.templates import exported
 
 FAMILIES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 _TYPES = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "f16": gguf.GGMLQuantizationType.F16,
@@ -91,6 +92,11 @@ def pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """llama.cpp's name of how this tokenizer cuts text. Raises StudentError where it has none that is known
     here: llama.cpp would then read prompts differently."""
     made = json.loads(tokenizer.backend_tokenizer.to_str())
+    changes = (made["normalizer"] or {}).get("type")
+    if changes not in (None, "NFC"):  # a GGUF cannot say it
+        raise StudentError(Problem("its tokenizer changes text before it cuts it, which llama.cpp would not",
+                                   where=tokenizer.name_or_path, field="normalizer", value=changes,
+                                   hint="export it as merged, and convert that with llama.cpp's own script"))
     steps = made["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
     kinds = [step.get("type") for step in steps]
@@ -153,8 +159,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, encoder: Encoder, pre: str, vocabula
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)  # the chat template writes what belongs there
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.get_chat_template())
+    writer.add_chat_template(exported(tokenizer))  # llama-server would take ChatML where there is none
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
@@ -183,6 +188,11 @@ def _numbers(tensor: torch.Tensor, wanted: Numbers) -> tuple[np.ndarray, gguf.GG
     if wanted == "q8_0" and values.shape[-1] % _BLOCK:
         kind = gguf.GGMLQuantizationType.F16
     return gguf.quants.quantize(values, kind), kind
+
+
+def template_in(path: Path) -> str:
+    """The chat template as it stands in a file."""
+    return gguf.GGUFReader(path).fields[gguf.Keys.Tokenizer.CHAT_TEMPLATE].contents()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def modelfile(encoder: Encoder, job: ExportJob, weights: str, context: int) -> s
     if job.task.spec.system is not None:
         lines.append(f'SYSTEM """{_plain(job.task.spec.system)}"""')
     lines += [f'PARAMETER stop "{end}"', "PARAMETER temperature 0", "PARAMETER top_k 1",
+              "PARAMETER repeat_penalty 1",  # 1.1 where nothing is said
               f"PARAMETER num_ctx {context}", f"PARAMETER num_predict {job.how.max_tokens}"]
     return "\n".join(lines) + "\n"
 

@@ -94,8 +94,12 @@ def write_model(model: PreTrainedModel, encoder: Encoder, job: Mapping[str, JSON
 
 def answer_as_trained(model: PreTrainedModel, encoder: Encoder) -> None:
     """Let what other programs do with the model by default be what the student does: the likeliest token, up
-    to the token that ends an answer. Some servers never stop without it."""
-    stops = encoder.stops
-    generation = model.generation_config
-    generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
-    generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+    to the token that ends an answer. Some servers never stop without it. Of the base's own settings nothing
+    stays that could make it another token, as penalties for repeating one."""
+    from transformers import GenerationConfig
+
+    stops, base = encoder.stops, model.generation_config
+    kept = ("bos_token_id", "pad_token_id", "max_length", "max_new_tokens")
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=stops if len(stops) > 1 else stops[0],
+        **{name: getattr(base, name) for name in kept})
