@@ -82,6 +82,14 @@ def test_layers_with_a_state_are_told_apart(folder: Path) -> None:
     assert facts_at_hand(str(folder)).linear_attention
 
 
+def test_a_model_reads_as_far_as_it_has_one_rotary_scale(tmp_path: Path) -> None:
+    """Phi's LongRoPE computes a row of more tokens with other factors, its first ones too."""
+    factors = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    save_tiny_model(tmp_path, "phi3", partial_rotary_factor=1.0, rope_scaling=factors,
+                    original_max_position_embeddings=64)
+    assert facts_at_hand(str(tmp_path)).context == 64
+
+
 def test_a_window_that_is_switched_off_is_none(folder: Path) -> None:
     change_config(folder, sliding_window=64)
     assert facts_at_hand(str(folder)).sliding_window == 64
@@ -103,6 +111,11 @@ def test_the_licence_is_the_model_cards(folder: Path) -> None:
 def test_a_card_without_a_licence_is_unknown(folder: Path) -> None:
     (folder / "README.md").write_text("---\nlanguage: en\n---\nlicense: mit\n")
     assert facts_at_hand(str(folder)).licence is None
+
+
+def test_a_layer_may_have_a_width_of_its_own(folder: Path) -> None:
+    change_config(folder, intermediate_size=[64, 128])  # as Gemma 3n's
+    assert facts_at_hand(str(folder)).intermediate_size == 128
 
 
 # --- identity -----------------------------------------------------------------------------------------
@@ -224,6 +237,32 @@ def test_code_that_comes_with_a_model_does_not_run(folder: Path, tmp_path: Path)
     with pytest.raises(StudentError, match="never run"):
         load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("config", [{"model_type": "brand_new", "hidden_size": 64}, {"hidden_size": 64}])
+def test_a_family_that_transformers_does_not_know(folder: Path, config: dict[str, object]) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StudentError, match="the model cannot be read"):
+        facts_at_hand(str(folder))
+
+
+@pytest.mark.parametrize("sizes", [{"global_head_dim": 16}, {"per_layer_config": {"1": {"head_dim": 16}}}])
+def test_layers_of_several_sizes_are_named_before_and_in_training(folder: Path,
+                                                                  sizes: dict[str, object]) -> None:
+    from transformers import AutoConfig
+
+    change_config(folder, model_type="gemma4_text",
+                  layer_types=["sliding_attention", "full_attention"], **sizes)
+    with pytest.raises(StudentError, match=r"student\.model.*several sizes.*head_dim.*gemma4_text"):
+        facts_at_hand(str(folder))
+    with pytest.raises(StudentError, match=r"several sizes"):
+        facts_of(AutoConfig.from_pretrained(folder))
+
+
+def test_layers_that_may_have_several_sizes_and_have_one(folder: Path) -> None:
+    change_config(folder, model_type="gemma4_text", layer_types=["sliding_attention", "full_attention"],
+                  global_head_dim=8)
+    assert facts_at_hand(str(folder)).head_dim == 8
 
 
 def test_weights_that_leave_a_layer_random(folder: Path) -> None:

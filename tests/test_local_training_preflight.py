@@ -86,7 +86,7 @@ def test_no_rows_are_a_problem(tmp_path: Path, model: str) -> None:
 
 def test_without_the_tokenizer_lengths_and_time_are_estimated_from_words(
         tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "tokenizer_file", lambda model: None)
+    monkeypatch.setattr(models, "tokenizer_file", lambda model, revision: None)
     found = examine(tmp_path, model, TrainSpec(max_length=60))
     assert found.problems == ()  # a guess at a length refuses nothing
     assert any("begin alike" in note for note in found.notes)
@@ -146,7 +146,7 @@ from distillctl_local.prefix import accumulate, compute_once
 from distillctl_local.preflight import Memory, _at_once
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import bytes_below, share_prefixes
-from distillctl_local.trainer import add_adapter
+from distillctl_local.adapter import add_adapter
 from distillctl.recipe.models import TrainSpec
 from support.tiny_models import tiny_model
 
@@ -155,21 +155,24 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 family, dtype, length, shared = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-every = sys.argv[5:] == ["every"]
-upper = int(sys.argv[5]) if sys.argv[5:] and not every else None
+every = sys.argv[5] == "every"
+upper = None if sys.argv[5] in ("every", "all") else int(sys.argv[5])
+answer = [5] * (int(sys.argv[6]) - 1) + [2]
+sizes = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+             num_key_value_heads=4, head_dim=64, vocab_size=4000)
+if len(answer) > 2:
+    sizes = dict(hidden_size=64, intermediate_size=128, vocab_size=32_000)
 torch.set_num_threads(2)
 torch.nn.Linear(8, 8)(torch.ones(1, 8))
 spec = TrainSpec()
 add_adapter(tiny_model(family), spec)  # what it imports is not counted
 before = peak()
-model = tiny_model(family, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
-                   num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=4000,
-                   max_position_embeddings=2048).to(dtype)
+model = tiny_model(family, max_position_embeddings=2048, **sizes).to(dtype)
 facts = facts_of(model.config, parameters=sum(p.numel() for p in model.parameters()))
 if every:
     spec = TrainSpec(lora=None)
 adapted = model.requires_grad_() if every else add_adapter(model, spec, layers=upper)
-rows = [Row([*range(10, 110), *[200 + n] * (length + n % 7), 5, 2], [5, 2]) for n in range(16)]
+rows = [Row([*range(10, 110), *[200 + n] * (length + n % 7), *answer], answer) for n in range(16)]
 rows = share_prefixes(rows, 16) if shared == "shared" else rows
 settings = LocalSettings(layers=upper)
 known = compute_once(model, rows, 8 - upper if upper else 0, 8192)
@@ -187,9 +190,9 @@ print((peak() - before) / needed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
-@pytest.mark.parametrize("what", ["qwen3 bfloat16 120 shared", "phi3 float32 30 whole",
-                                  "qwen3 float32 60 shared 4", "qwen3 float32 60 shared every",
-                                  "llama float32 10 whole every"])
+@pytest.mark.parametrize("what", ["qwen3 bfloat16 120 shared all 2", "phi3 float32 30 whole all 2",
+                                  "qwen3 float32 60 shared 4 2", "qwen3 float32 60 shared every 2",
+                                  "llama float32 10 whole every 2", "llama float32 10 shared all 100"])
 def test_the_peak_that_is_measured_is_about_the_one_that_is_foretold(what: str) -> None:
     done = subprocess.run([sys.executable, "-c", _MEASURE, *what.split()], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

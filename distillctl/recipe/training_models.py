@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from distillctl.recipe.strict import PositiveFloat, PositiveInt, Share, Strict
+from distillctl.recipe.strict import PositiveFloat, PositiveInt, Strict
 
 
 class StudentSpec(Strict):
@@ -48,7 +48,7 @@ class TrainSpec(Strict):
     """Rows per optimiser step."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup: Share = 0.1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of AdamW."""
