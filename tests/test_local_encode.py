@@ -125,6 +125,11 @@ def test_a_template_that_takes_no_system_turn_says_so(tokenizer) -> None:
         encoder.prompt([{"role": "system", "content": "s"}, *user("x")])
 
 
+def test_text_that_no_tokenizer_takes_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(StudentError, match="surrogate"):
+        encoder.prompt(user("half a pair: \ud800"))
+
+
 def test_a_template_that_drops_a_message_is_refused(tokenizer) -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(StudentError, match="leaves out"):

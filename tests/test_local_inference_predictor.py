@@ -148,6 +148,12 @@ def test_a_request_may_want_a_shorter_answer_than_the_others(base: StudentRef) -
     assert [one.tokens_out for one in found] == [2, 5, 5, 1, 3]
 
 
+def test_text_that_cannot_be_encoded_fails_alone(student: tuple[StudentRef, Path]) -> None:
+    good, bad = answers(*student, how=EvaluateSpec(), texts=("why?", "half a pair: \ud800"))
+    assert good.error is None
+    assert "surrogate" in bad.error
+
+
 @pytest.mark.parametrize("how", [EvaluateSpec(), FREE], ids=["scored", "generated"])
 def test_a_prompt_beyond_the_context_fails_alone(student: tuple[StudentRef, Path], how: EvaluateSpec) -> None:
     good, long = answers(*student, how=how, texts=("why?", "why? " * 200))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import os
@@ -148,6 +149,7 @@ def test_many_clients_at_once_all_get_their_own_answer(
 SAID = {"role": "user", "content": "x"}
 PICTURE = {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}
 HALF = b'{"model": "routing", "messages": [{"role": "user", "content": "\\ud800"}]}'
+HALF_FIELD = {"question": "\ud800", "conversation_context": ""}
 REFUSED = {
     "no JSON": (b"{", 400, None), "a list": ([], 400, None),
     "no model": ({"model": None}, 404, "model_not_found"),
@@ -155,11 +157,17 @@ REFUSED = {
     "no messages": ({"messages": []}, 400, None),
     "messages of text": ({"messages": "hi"}, 400, "invalid_type"),
     "a strange role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, None),
+    "a list as role": ({"messages": [{"role": [], "content": "x"}]}, 400, None),
     "an image": ({"messages": [PICTURE]}, 400, None),
     "half a surrogate pair": (HALF, 400, None),
+    "half of one in a field": ({"messages": [], "input": {"fields": HALF_FIELD}}, 400, None),
     "several answers": ({"n": 2}, 400, "unsupported_value"),
     "tools": ({"tools": [{}]}, 400, "unsupported_parameter"),
     "JSON wanted": ({"response_format": {"type": "json_object"}}, 400, "unsupported_value"),
+    "a format as text": ({"response_format": "json_object"}, 400, "invalid_type"),
+    "fewer repetitions": ({"frequency_penalty": 0.5}, 400, "unsupported_value"),
+    "new topics": ({"presence_penalty": -1}, 400, "unsupported_value"),
+    "speech": ({"modalities": ["text", "audio"]}, 400, "unsupported_value"),
     "too many alternatives": ({"logprobs": True, "top_logprobs": 21}, 400, None),
     "no tokens": ({"max_tokens": 0}, 400, "integer_below_min_value"),
     "fields and messages": ({"input": {"fields": {}}}, 400, None),
@@ -181,7 +189,8 @@ def test_what_cannot_be_answered_is_refused_as_openai_refuses(
 def test_what_does_not_matter_to_the_answer_is_taken(run: Context, client: openai.OpenAI) -> None:
     done = client.chat.completions.create(
         model="routing", messages=prompts(run)[0], temperature=0.7, top_p=0.9, seed=1, user="me",
-        max_tokens=1, metadata={"a": "b"}, response_format={"type": "text"})
+        max_tokens=1, metadata={"a": "b"}, response_format={"type": "text"}, frequency_penalty=0.0,
+        presence_penalty=0, modalities=["text"])
     assert done.choices[0].message.content in run.task.labels  # a label is never cut
 
 
@@ -313,3 +322,35 @@ def test_a_structured_student_serves_json_that_fits(tmp_path: Path) -> None:
             asked.chat.completions.create(model="tiny-structured",
                                           messages=[{"role": "user", "content": "x" * 600}])
         assert error.value.code == "context_length_exceeded"
+        assert post(server.url, {"model": "tiny-structured", "messages": [SAID],
+                                 "response_format": "json_object"})[0] == 400
+
+
+def test_what_the_chat_template_refuses_costs_nobody_elses_answer(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the `local` extra")
+    from support.finished import tiny_run
+    from support.tiny_students import tiny_base
+
+    base = tiny_base(tmp_path / "base")
+    template = Path(base.model) / "chat_template.jinja"
+    template.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}"
+                        "{% endif %}" + template.read_text())
+    run = tiny_run(tmp_path / "workspace", base)
+    said = {e.id: run.task.render(e.fields) for e in run.examples("test")}
+    wanted = {p.id: p.answer.output for p in run.predictions("student", "test")}
+    half = {"input": {"fields": {"question": "\ud800"}}}
+
+    async def ask(url: str) -> list:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as asked:
+            ask = functools.partial(asked.chat.completions.create, model="tiny-classification")
+            bad = [ask(messages=[{"role": "system", "content": "x"}, SAID]) for _ in range(3)]
+            good = [ask(messages=messages) for messages in said.values()]
+            return await asyncio.gather(*bad, *good, return_exceptions=True)
+
+    with open_student(run) as student, serving(student) as server:
+        assert post(server.url, {"model": "tiny-classification", "messages": [], **half})[0] == 400
+        replies = asyncio.run(ask(f"{server.url}/v1"))
+    for error in replies[:3]:
+        assert isinstance(error, openai.BadRequestError)
+        assert "no system turn" in str(error) and str(tmp_path) not in str(error)
+    assert [one.choices[0].message.content for one in replies[3:]] == list(wanted.values())

@@ -20,6 +20,7 @@ from distillctl_local.templates import TemplateRefused, render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FRAMES = 256  # sequences of roles whose frames are kept
 _MARK = "\ue000{}\ue001"  # private-use characters: in no template
 
 
@@ -37,7 +38,7 @@ class Encoder:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, up to where the answer begins.
 
-        Raises StudentError where the template does not take such messages.
+        Raises StudentError where the template does not take such messages, or the tokenizer such text.
         """
         frame = self._frame(tuple(message["role"] for message in messages))
         ids = list(frame[0])
@@ -73,6 +74,8 @@ class Encoder:
     def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
         """The template's tokens before, between and after the contents of messages with these roles."""
         if roles not in self._frames:
+            if len(self._frames) >= FRAMES:  # a server's clients choose them
+                self._frames.clear()
             self._frames[roles] = [self._special(text) for text in self.around(roles)]
         return self._frames[roles]
 
@@ -121,8 +124,11 @@ class Encoder:
         if self._structure:
             cuts = [0, *(match.start() + 1 for match in self._structure.finditer(text)), len(text)]
             pieces = [text[start:stop] for start, stop in pairwise(cuts)]
-        return [token for piece in pieces if piece for token in
-                self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids]
+        try:
+            return [token for piece in pieces if piece for token in
+                    self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True).input_ids]
+        except TypeError:  # the tokenizers library's word for it
+            raise StudentError(Problem("holds half a surrogate pair, which is no character")) from None
 
     def _special(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids if text else []

@@ -85,21 +85,32 @@ class CausalPredictor:
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         with self._lock:
             started = time.perf_counter()
-            prompts = [self._encoder.prompt(request.messages) for request in requests]
+            prompts: dict[int, list[int]] = {}
+            failed: dict[int, str] = {}
+            for number, request in enumerate(requests):
+                try:
+                    prompts[number] = self._encoder.prompt(request.messages)
+                except StudentError as error:  # costs nobody else's answer
+                    failed[number] = error.problems[0].what
             room = max(map(len, self._answers)) - 1 if self._scorer else 1
-            fitting = [number for number, prompt in enumerate(prompts) if len(prompt) + room <= self._context]
+            fitting = [number for number, prompt in prompts.items() if len(prompt) + room <= self._context]
             given = [prompts[number] for number in fitting]
             limits = [requests[number].max_tokens or self._max_tokens for number in fitting]
             found = dict(zip(fitting, self._score(given) if self._scorer else self._generate(given, limits),
                              strict=True))
             took = time.perf_counter() - started
-        return [self._finished(prompt, found.get(number), took) for number, prompt in enumerate(prompts)]
+        return [self._finished(prompts.get(number), found.get(number) or failed.get(number), took)
+                for number in range(len(requests))]
 
-    def _finished(self, prompt: list[int], found: Mapping[str, Any] | None, took: float) -> Answer:
+    def _finished(self, prompt: list[int] | None, found: Mapping[str, Any] | str | None,
+                  took: float) -> Answer:
+        """found: what was computed, or why nothing was; None for a prompt that is too long."""
+        size = None if prompt is None else len(prompt)
         if found is None:
-            found = {"output": None, "finish": "failed", "error": f"the prompt has {len(prompt)} tokens, "
-                     f"the model reads {self._context}"}
-        return Answer(**found, tokens_in=len(prompt), latency_s=took, model=self._name)
+            found = f"the prompt has {size} tokens, the model reads {self._context}"
+        if isinstance(found, str):
+            found = {"output": None, "finish": "failed", "error": found}
+        return Answer(**found, tokens_in=size, latency_s=took, model=self._name)
 
     def _score(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
         if not prompts:

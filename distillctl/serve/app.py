@@ -8,9 +8,10 @@ import ipaddress
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,11 +33,13 @@ log = logging.getLogger("distillctl.serve")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+GONE = 499  # nginx's status for a client that hung up; only the metrics see it
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask. body: bytes. requests: that wait or are answered at once. body_seconds: for
-    a body to arrive."""
+    """What one client may ask. body: bytes. requests: that wait or are answered at once, by the student or
+    the teacher. body_seconds: for a body to arrive."""
 
     body: int = 1 << 20
     requests: int = 256
@@ -112,6 +115,9 @@ class Service:
         except Refused as refused:
             status = refused.status
             raise
+        except ClientDisconnect:
+            status = GONE
+            raise
         finally:
             self._meters.requests.labels(str(status)).inc()
             self._meters.seconds.observe(time.perf_counter() - started)
@@ -123,7 +129,7 @@ class Service:
         asked = parse_chat(body, self._student.task, self._names)
         identity = f"chatcmpl-{secrets.token_hex(12)}"
         said = types.Request(identity, asked.messages, max_tokens=asked.max_tokens)
-        decided = await self._decide(said, await self._batcher.answer(said))
+        decided = await _unless_gone(request, self._decided(said))
         completion = self._completion(identity, asked, decided)
         headers = {"x-distillctl-run": self._student.run, "x-request-id": identity,
                    "x-distillctl-answered-by": decided.by}
@@ -140,6 +146,10 @@ class Service:
         asked = [self._student, *([self._cascade.teacher] if self._cascade else [])]
         return sum(one.guard.found.total() for one in asked if one.guard)
 
+    async def _decided(self, request: types.Request) -> Decided:
+        with self._batcher.place():
+            return await self._decide(request, await self._batcher.answer(request))
+
     async def _decide(self, request: types.Request, answer: types.Answer) -> Decided:
         if self._cascade is None:
             reading = self._student.read(answer)
@@ -155,6 +165,8 @@ class Service:
         if answer.finish == "failed":
             if answer.error and answer.error.startswith("the prompt has"):
                 raise Refused(400, f"Too long: {answer.error}.", "context_length_exceeded", "messages")
+            if answer.error and answer.error.startswith("the model's chat template"):
+                raise Refused(400, f"Not answered: {answer.error}.", "unsupported_value", "messages")
             if answer.error and answer.error.startswith(NOT_SENT):
                 raise Refused(400, f"The prompt was {answer.error}.", "personal_data", "messages")
             raise Refused(502, f"The student gave no answer: {answer.error}")
@@ -179,7 +191,7 @@ class Service:
             except Refused as refused:
                 return JSONResponse(refused.body(), refused.status, refused.headers)
             except ClientDisconnect:
-                return Response(status_code=499)
+                return Response(status_code=GONE)
             except Exception:
                 log.exception("%s %s failed", request.method, request.url.path)
                 return JSONResponse(Refused(500, "The server failed; its log says how.").body(), 500)
@@ -208,6 +220,24 @@ class Service:
         except TimeoutError:
             raise Refused(408, "The body did not arrive in time.", headers={"Connection": "close"}) from None
         return bytes(body)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Decided]) -> Decided:
+    """What `work` gives. Once the client has hung up, it is cancelled. Raises ClientDisconnect."""
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 def _check_host(header: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from distillctl.errors import BudgetError, DistillctlError
 from distillctl.serve.wire import Refused
@@ -20,23 +20,18 @@ from distillctl.using import Student
 log = logging.getLogger("distillctl.serve")
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    request: Request
-    answer: asyncio.Future[Answer]
-
-
 class Batcher:
     """Answers requests with one student. on_batch: told how many went together.
 
-    most: requests that may wait or be answered at once; one more is refused with 429.
+    most: requests that may be under way at once; one more is refused with 429.
     """
 
     def __init__(self, student: Student, most: int, on_batch: Callable[[int], None]) -> None:
         self._student = student
         self._most = most
         self._on_batch = on_batch
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._waiting: dict[asyncio.Future[Answer], Request] = {}  # in the order in which they came
+        self._came = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self.under_way = 0
 
@@ -49,51 +44,61 @@ class Batcher:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        while not self._queue.empty():
-            self._queue.get_nowait().answer.cancel()
+        for answer in self._waiting:
+            answer.cancel()
 
-    async def answer(self, request: Request) -> Answer:
-        """The answer, which may be a failed one. Raises Refused."""
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places of requests under way. Raises Refused where all are taken."""
         if self.under_way >= self._most:
             raise Refused(429, f"{self._most} requests are under way, and no more are taken.",
                           "rate_limit_exceeded", headers={"Retry-After": "1"})
         self.under_way += 1
         try:
-            waiting = _Waiting(request, asyncio.get_running_loop().create_future())
-            self._queue.put_nowait(waiting)
-            return await waiting.answer
+            yield
         finally:
             self.under_way -= 1
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer, which may be a failed one. Raises Refused. Who is cancelled waits no longer."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[answer] = request
+        self._came.set()
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(answer, None)
 
     async def _work(self) -> None:
         # Half of what it could take: while it is computed, those answered before it ask again.
         size = 1 if self._student.paid else max(1, self._student.predictor.max_batch // 2)
         while True:
-            batch = [await self._queue.get()]
+            while not self._waiting:
+                self._came.clear()
+                await self._came.wait()
             await asyncio.sleep(0)  # those that came in the same moment
-            while len(batch) < size and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            batch = [waiting for waiting in batch if not waiting.answer.done()]  # the client hung up
+            batch = {one: self._waiting.pop(one) for one in list(islice(self._waiting, size))}
+            batch = {one: request for one, request in batch.items() if not one.done()}  # the client hung up
             if batch:
                 self._on_batch(len(batch))
                 await self._answer(batch)
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: dict[asyncio.Future[Answer], Request]) -> None:
         try:
-            answers = await self._student.answer([waiting.request for waiting in batch])
+            answers = await self._student.answer(list(batch.values()))
         except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.answer.cancel()
+            for one in batch:
+                one.cancel()
             raise
         except Exception as error:
             log.exception("a batch of %d was not answered", len(batch))
-            for waiting in batch:
+            for one in batch:
                 with contextlib.suppress(asyncio.InvalidStateError):
-                    waiting.answer.set_exception(refusal(error))
+                    one.set_exception(refusal(error))
             return
-        for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+        for one, answer in zip(batch, answers, strict=True):
+            if not one.done():
+                one.set_result(answer)
 
 
 def refusal(error: Exception) -> Refused:

@@ -9,10 +9,10 @@ answer says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from distillctl import answering
 from distillctl.api import Run
@@ -64,13 +64,23 @@ class Cascade:
         async with self._at_once:
             await self._requests.take(1)
             await self._tokens.take(prompt_tokens_at_most(asked.messages) + options.max_tokens)
-            (said,) = await self.teacher.answer([asked])
+            (said,) = await _to_its_end(self.teacher.answer([asked]))
         if said.error is not None and said.error.startswith(NOT_SENT):
             return Decided("student", answer, reading, sure, kept_back=True)
         read = self.teacher.read(said)
         if read.value is not None:  # clients read the labels as the student writes them
             said = replace(said, output=self.teacher.task.target(read.value))
         return Decided("teacher", said, replace(read, probabilities=None), sure)
+
+
+async def _to_its_end(call: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+    """What a call gives. Its client may hang up (we are cancelled): it is paid, and its answer is kept."""
+    task = asyncio.create_task(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def threshold_of(ctx: Context, given: float | None) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -18,6 +20,7 @@ from distillctl.serve.cascade import Cascade
 from distillctl.using import Student
 
 GRACE = 30  # seconds that requests under way get once the server is to stop
+CUT_OFF = 0.2  # seconds in which tasks that are cut off write down what they must
 
 
 class _Uvicorn(uvicorn.Server):
@@ -45,12 +48,15 @@ class Server:
             Service(student, key, limits or Limits(), cascade).app(), access_log=False, log_config=None,
             server_header=False, timeout_graceful_shutdown=GRACE, proxy_headers=False, ws="none",
             lifespan="on", h11_max_incomplete_event_size=64 * 1024))
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._student = student
 
     def run(self, *, signals: bool = True) -> None:
         """Serve until `stop`, SIGINT or SIGTERM; a second signal ends at once. signals: whether to listen
-        for them; only the main thread can."""
-        asyncio.run(self._run(signals))
+        for them; only the main thread can. Raises SystemExit(1) after the second, or ends the process."""
+        try:
+            asyncio.run(self._run(signals))
+        except asyncio.CancelledError:
+            sys.exit(1)
 
     def stop(self) -> None:
         """Take no more requests, answer those under way, and end. From any thread."""
@@ -62,8 +68,26 @@ class Server:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         if signals:
             for name in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(name, self.stop)
+                asyncio.get_running_loop().add_signal_handler(name, self._signalled)
         await self._server.serve(sockets=[self._socket])
+
+    def _signalled(self) -> None:
+        if not self._server.should_exit:
+            self.stop()
+            return
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off is no error
+        for task in asyncio.all_tasks():
+            task.cancel()
+        if not self._student.paid:  # a hosted one computes elsewhere, and what it started is to be stopped
+            asyncio.get_running_loop().call_later(CUT_OFF, _end)
+
+
+def _end() -> None:
+    """End this process, though a thread computes: asyncio and Python would both wait for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(1)
 
 
 def _listen(host: str, port: int, key: Secret | None) -> socket.socket:

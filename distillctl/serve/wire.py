@@ -73,7 +73,11 @@ def parse_chat(raw: bytes, task: Task, names: tuple[str, ...]) -> ChatRequest:
                           "unsupported_parameter", name)
     if body.get("n") not in (None, 1):
         raise Refused(400, "There is one answer: `n` must be 1.", "unsupported_value", "n")
-    _check_format(body.get("response_format"), task)
+    for name, only in (("frequency_penalty", 0), ("presence_penalty", 0), ("modalities", ["text"])):
+        if body.get(name) not in (None, only):
+            raise Refused(400, f"`{name}` must be {json.dumps(only)}: answers are greedy text.",
+                          "unsupported_value", name)
+    _check_format(_typed(body, "response_format", dict), task)
     options = _typed(body, "stream_options", dict) or {}
     return ChatRequest(
         messages=_messages(body, task), max_tokens=_limit(body), alternatives=_alternatives(body, task),
@@ -116,8 +120,8 @@ def no_probabilities() -> Refused:
                    "unsupported_parameter", "logprobs")
 
 
-def _check_format(wanted: JSON, task: Task) -> None:
-    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+def _check_format(wanted: Mapping[str, Any] | None, task: Task) -> None:
+    kind = wanted.get("type") if wanted else None
     if kind in (None, "text"):
         return
     if kind not in ("json_object", "json_schema"):
@@ -143,9 +147,12 @@ def _messages(body: Mapping[str, Any], task: Task) -> list[Message]:
         if not isinstance(fields, dict) or len(raw) > 1:
             raise Refused(400, '`input` must be {"fields": {...}}.', param="input")
         try:
-            return task.render(fields)
+            rendered = task.render(fields)
         except DataError as error:
             raise Refused(400, str(error.problems[0].what), param="input.fields") from None
+        for message in rendered:
+            _check_text(message["content"], "input.fields")
+        return rendered
     if not given:
         raise Refused(400, "`messages` is empty, and there is no `input`.", param="messages")
     if len(given) > MOST_MESSAGES:
@@ -154,7 +161,8 @@ def _messages(body: Mapping[str, Any], task: Task) -> list[Message]:
 
 
 def _message(given: JSON, where: str) -> Message:
-    if not isinstance(given, dict) or given.get("role") not in _ROLES:
+    role = given.get("role") if isinstance(given, dict) else None
+    if not isinstance(role, str) or role not in _ROLES:
         raise Refused(400, f"`{where}.role` must be system, developer, user or assistant.", param=where)
     content = given.get("content")
     if isinstance(content, list):
@@ -164,9 +172,14 @@ def _message(given: JSON, where: str) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise Refused(400, f"`{where}.content` must be text.", param=where)
-    if any("\ud800" <= char <= "\udfff" for char in content):
-        raise Refused(400, f"`{where}.content` holds half a surrogate pair, no character.", param=where)
-    return {"role": _ROLES[given["role"]], "content": content}
+    _check_text(content, f"{where}.content")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _check_text(text: str, where: str) -> None:
+    """No tokenizer takes half a surrogate pair, which JSON can hold."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise Refused(400, f"`{where}` holds half a surrogate pair, no character.", param=where)
 
 
 # --- replies ------------------------------------------------------------------------------------------
