@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from distillctl_local import engines, hardware, tracking, unsloth_engine
@@ -133,9 +134,30 @@ class TestWhatUnslothIsTold:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
-    def test_fewer_rows_at_once_where_memory_is_short(self) -> None:
-        import torch
+    @pytest.mark.parametrize(("step", "epochs"), [(3, 3), (9, 0)])
+    def test_one_that_was_killed_after_its_last_step_makes_no_other(self, step: int, epochs: int,
+                                                                    tmp_path: Path) -> None:
+        from transformers import TrainerState
 
+        TrainerState(global_step=step, max_steps=9).save_to_json(str(tmp_path / "trainer_state.json"))
+        made = []
+
+        class Trainer:
+            def __init__(self, _: int) -> None:
+                self.args = SimpleNamespace(max_steps=-1, num_train_epochs=3)
+                made.append(self)
+
+            def train(self, resume_from_checkpoint: str | None) -> None:
+                assert resume_from_checkpoint == str(tmp_path)
+
+        unsloth_engine.fit(Trainer, 16, lambda: tmp_path, print)
+        assert made[0].args.num_train_epochs == epochs
+
+    def test_fewer_rows_at_once_where_memory_is_short(self, tmp_path: Path) -> None:
+        import torch
+        from transformers import TrainerState
+
+        TrainerState(global_step=3, max_steps=9).save_to_json(str(tmp_path / "trainer_state.json"))
         tried, said = [], []
 
         class Trainer:
@@ -147,8 +169,8 @@ class TestWhatUnslothIsTold:
                 if self.rows > 1:
                     raise torch.OutOfMemoryError("CUDA out of memory")
 
-        unsloth_engine.fit(Trainer, 16, lambda: Path("/c"), lambda message, **_: said.append(message))
-        assert tried == [(4, "/c"), (2, "/c"), (1, "/c")]
+        unsloth_engine.fit(Trainer, 16, lambda: tmp_path, lambda message, **_: said.append(message))
+        assert tried == [(rows, str(tmp_path)) for rows in (4, 2, 1)]
         assert ["2 rows" in said[0], "1 rows" in said[1]] == [True, True]
 
 

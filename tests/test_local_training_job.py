@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,28 @@ class TestKilled:
         with safe_open(results[0] / "adapter_model.safetensors", "pt") as adapter:
             names = list(adapter.keys())
         assert names and all(".layers.1." in name for name in names)
+
+    @pytest.mark.parametrize(("train", "settings", "point", "looks"), [
+        ({"max_steps": 2, "batch_size": 4, "schedule": "constant"}, {}, "after-training", []),
+        ({"max_steps": 2, "batch_size": 4, "schedule": "constant"},
+         {"keep": "best", "devices": 2, "threads": 2}, "after-checkpoint", [2]),
+        ({"epochs": 4, "batch_size": 24}, {"patience": 1}, "after-training", [1, 2]),
+        ({"epochs": 4, "batch_size": 24}, {"patience": 1}, "after-checkpoint", [1, 2])])
+    def test_one_killed_after_its_last_step_trains_no_further(
+            self, tmp_path: Path, model: str, train: dict, settings: dict, point: str, looks: list[int],
+            monkeypatch: pytest.MonkeyPatch) -> None:
+        """At step 2: by max_steps, within an epoch of six; or as the second epoch brought nothing."""
+        desk = Desk(tmp_path, model, TrainSpec(learning_rate=1e-9, **train), **settings)
+        if looks:
+            desk.job = replace(desk.job, dev_file=desk.job.train_file)
+        succeed_though_killed_at(monkeypatch, point, desk)
+        assert process.restarts(desk.jobs_folder()) == 1
+        told = [event.data for snapshot in desk.seen for event in snapshot.events]
+        assert [data["step"] for data in told if "loss" in data] == [1, 2]
+        assert [data["step"] for data in told if "eval_score" in data] == looks
+        result, last = (desk.jobs_folder() / folder / "adapter_model.safetensors"
+                        for folder in ("result", "checkpoints/checkpoint-2"))
+        assert digest_file(result) == digest_file(last)
 
     def test_a_trainer_that_nobody_looks_for_leaves_no_zombie(self, desk: Desk) -> None:
         desk.submit()

@@ -9,18 +9,24 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from distillctl.recipe.models import DEFAULT_EPOCHS, TrainSpec
 from distillctl.store.files import sync_tree
 from distillctl.testing.crash import crashpoint
+from distillctl_local.result import load_weights
 from distillctl_local.settings import LocalSettings
 from distillctl_local.watch import Watch
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 CHECKPOINTS = "checkpoints"
 WHOLE = "whole"  # a checkpoint folder with this file in it was written to its end
+_STATE = "trainer_state.json"  # transformers' name
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -50,6 +56,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Whether a checkpoint is that of the last step. transformers, going on from it, would see that only after
+    one more step."""
+    state = TrainerState.load_from_json(str(checkpoint / _STATE))
+    return state.global_step >= state.max_steps
+
+
+def make_no_step(arguments: TrainingArguments) -> None:
+    """Let a trainer that goes on from a checkpoint load it, as ever, and end."""
+    arguments.max_steps, arguments.num_train_epochs = -1, 0
+
+
 class Tell(TrainerCallback):
     """Passes the training's progress on, marks whole checkpoints, and looks at the dev split."""
 
@@ -64,9 +82,6 @@ class Tell(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._began = (time.monotonic(), state.global_step)
-        if self._watch and state.global_step and state.epoch.is_integer() and (
-                not self._watch.has_looked(state.global_step)):  # killed between the checkpoint and the look
-            self.on_epoch_end(args, state, control)
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if logs and "loss" in logs and state.global_step > self._began[1]:
@@ -84,9 +99,29 @@ class Tell(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **_) -> None:
         if self._watch:
-            score = self._watch.look(state.global_step)
-            self._tell(f"epoch {state.epoch:.0f}: {score:.1%} on the dev split", step=state.global_step,
-                       total_steps=state.max_steps, epoch=state.epoch, eval_score=score)
-            if self._patience and self._watch.epochs_in_vain(state.global_step) >= self._patience:
-                self._tell(f"stopped: no better for {self._patience} epochs")
+            self._look(self._watch, state)
+            if self._in_vain(self._watch, state):
                 control.should_training_stop = True
+
+    def ended(self, model: PreTrainedModel | PeftModel, checkpoint: Path) -> bool:
+        """Whether training had ended at a checkpoint: with the last step, or for want of patience. A look
+        that the kill came before is made now. All ranks must ask; they read the same files."""
+        state = TrainerState.load_from_json(str(checkpoint / _STATE))
+        ended = is_last(checkpoint)
+        if self._watch and (ended or state.epoch.is_integer()):  # the last step may be within an epoch
+            if not self._watch.has_looked(state.global_step):
+                load_weights(model, checkpoint)
+                self._look(self._watch, state)
+            ended = self._in_vain(self._watch, state) or ended
+        return ended
+
+    def _look(self, watch: Watch, state: TrainerState) -> None:
+        score = watch.look(state.global_step)
+        self._tell(f"epoch {state.epoch:.0f}: {score:.1%} on the dev split", step=state.global_step,
+                   total_steps=state.max_steps, epoch=state.epoch, eval_score=score)
+
+    def _in_vain(self, watch: Watch, state: TrainerState) -> bool:
+        if not self._patience or watch.epochs_in_vain(state.global_step) < self._patience:
+            return False
+        self._tell(f"stopped: no better for {self._patience} epochs")
+        return True

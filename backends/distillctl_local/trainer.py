@@ -255,7 +255,7 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
     from peft.optimizers import create_loraplus_optimizer
     from trl import SFTConfig
 
-    from distillctl_local.fit import Tell, arguments, last_checkpoint
+    from distillctl_local.fit import Tell, arguments, last_checkpoint, make_no_step
     from distillctl_local.sft import SharedPrefixTrainer
 
     config = SFTConfig(
@@ -268,14 +268,17 @@ def _fit(folder: Path, events: Events, model: PreTrainedModel | PeftModel, token
         optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=spec.learning_rate, loraplus_lr_ratio=settings.lora_plus,
             loraplus_weight_decay=spec.weight_decay)
+    callback = Tell(events.tell, watch, settings.patience)
     trainer = SharedPrefixTrainer(
         model=model, args=config, processing_class=tokenizer, rows=rows, loss=loss,
-        callbacks=[Tell(events.tell, watch, settings.patience)], optimizers=(optimizer, None),
+        callbacks=[callback], optimizers=(optimizer, None),
         micro_tokens=settings.micro_tokens, tell=lambda message: events.tell(message, "warning"), ranks=ranks,
         sharded=settings.shard, known=known)
     resume = ranks.as_first(last_checkpoint(folder) if ranks.first else None)
     if resume:
         events.tell(f"going on from step {resume.name.removeprefix('checkpoint-')}")
+        if callback.ended(model, resume):
+            make_no_step(config)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 

@@ -114,11 +114,16 @@ def fit(trainer: Callable[[int], Any], batch_size: int, resume: Callable[[], Pat
     """Train with what `trainer` makes for a number of rows at once; fewer where the memory is too small."""
     import torch
 
+    from distillctl_local.fit import is_last, make_no_step
+
     rows = fitting_rows(batch_size)
     while True:
         checkpoint = resume()
         try:
-            trainer(rows).train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            made = trainer(rows)
+            if checkpoint and is_last(checkpoint):
+                make_no_step(made.args)
+            made.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return
         except torch.OutOfMemoryError:
             if rows == 1:
