@@ -57,8 +57,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of the last step. transformers, going on from it, would see that only after
-    one more step."""
+    """Whether a checkpoint is that of the last step. transformers, going on from it, would see that only
+    after one more step."""
     state = TrainerState.load_from_json(str(checkpoint / _STATE))
     return state.global_step >= state.max_steps
 
