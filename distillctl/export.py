@@ -133,6 +133,10 @@ def export_run(ctx: Context, form: Form, into: Path, *, numbers: Numbers | None 
                                                      "q8_0 too; the others keep the student's"))
     student = stages.student_ref(ctx, "student")
     exporter = find_exporter(student, ctx.path("student"))
+    into = into.resolve()
+    if into == Path.cwd():  # an empty folder is replaced by a new one: a shell would be left in the old one
+        raise UsageError(Problem("is the folder that you are in", "--output", value=str(into),
+                                 hint="name a new folder"))
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UsageError(Problem("is there already, and is not written over", "--output", value=str(into),
                                  hint="name a new folder"))

@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ HOPELESS = 20  # bad rows from the start on, with no good one, after which the f
 SHOWN = 20  # errors in the summary
 SYNC_EVERY = 2.0  # seconds
 MOST_WAITING = 8  # times a batch: lines that are held back for the sake of order
+_ID = re.compile(r'{"id": (?:null|"(?:[^"\\]|\\.)*")')  # how a line begins
 
 Line = Mapping[str, JSON]
 
@@ -247,7 +249,8 @@ class _Output:
     """The output file. It is always a whole beginning of the final one, but for half a line at its end.
 
     When lines of it failed, it becomes `<name>.before` and is written anew: good lines are taken over from
-    there, so that order is kept. `.before` goes when all is done.
+    there, so that order is kept. `.before` goes when all is done. Neither is touched where this run did not
+    write it.
     """
 
     def __init__(self, path: Path, run: str) -> None:
@@ -255,6 +258,7 @@ class _Output:
         self._run = run
         self._before = path.with_name(path.name + ".before")
         self._done = 0  # whole lines that are there already
+        self._earlier = 0  # whole lines of `.before`
         self._passed = 0
         self._synced = time.monotonic()
 
@@ -262,10 +266,12 @@ class _Output:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path) as file:
-                self._done, failed = self._examine(file)
+                self._examine_before()
+                self._done, failed, end = self._examine(file, self.path)
+                file.truncate(end)
             if failed and not self._before.exists():
                 self.path.replace(self._before)
-                self._done = 0
+                self._done, self._earlier = 0, self._done
             self._file = _lock(self.path)
         except OSError as error:
             raise StorageError(Problem(f"cannot write: {error.strerror or error}", str(self.path))) from None
@@ -277,13 +283,14 @@ class _Output:
     def beside(self, rows: Iterator[Row]) -> Iterator[Pair]:
         """The rows, each with the line that answers it already, if any."""
         here = islice(read_jsonl(self.path), self._done)
-        older = islice(read_jsonl(self._before), self._done, None) if self._before.exists() else iter(())
+        older = islice(islice(read_jsonl(self._before), self._earlier), self._done, None)
         for number, row in enumerate(rows):
-            line = next(here if number < self._done else older, None)
+            path, lines = (self.path, here) if number < self._done else (self._before, older)
+            line = next(lines, None)
             if line is not None and line["id"] != row.id and line.get("error") is None:
                 raise UsageError(Problem(
-                    "was written for other rows than these", f"{self.path}:{number + 1}", "id", line["id"],
-                    hint=f"the row here is {row.id!r}; give another --output, or delete this one"))
+                    "was written for other rows than these", f"{path}:{number + 1}", "id", line["id"],
+                    hint=f"the row here is {row.id!r}; give another --output, or delete {path.name}"))
             good = number < self._done or (line is not None and line.get("error") is None)
             yield row, line if good else None
 
@@ -317,30 +324,57 @@ class _Output:
         self.flush()
         self._before.unlink(missing_ok=True)
 
-    def _examine(self, file: BinaryIO) -> tuple[int, int]:
-        """Whole lines and how many of them failed; half a line at the end is cut off."""
+    def _examine_before(self) -> None:
+        """Count the lines of `.before`, if there is one. It is ours only where a line of it failed."""
+        if not self._before.exists():
+            return
+        with self._before.open("rb") as file:
+            self._earlier, failed, _ = self._examine(file, self._before)
+        if not failed:
+            raise UsageError(Problem("is not what a stopped `predict` leaves: no line of it failed",
+                                     str(self._before), hint="move it away, or give another --output"))
+
+    def _examine(self, file: BinaryIO, path: Path) -> tuple[int, int, int]:
+        """Whole lines, how many of them failed, and where they end: half a line may follow."""
         file.seek(0)
         lines = failed = end = 0
         for raw in file:
-            if not raw.endswith(b"\n"):
-                file.truncate(end)
-                break
-            lines, end = lines + 1, end + len(raw)
-            failed += self._is_failed(raw, lines)
-        return lines, failed
+            where = f"{path}:{lines + 1}"
+            if raw.endswith(b"\n"):
+                lines, end = lines + 1, end + len(raw)
+                failed += self._is_failed(raw, where, path.name)
+            elif not self._begins_a_line(raw.decode(errors="ignore")):  # it may end within a character
+                raise _foreign(where)
+        return lines, failed, end
 
-    def _is_failed(self, raw: bytes, number: int) -> bool:
-        where = f"{self.path}:{number}"
+    def _is_failed(self, raw: bytes, where: str, name: str) -> bool:
         try:
             line = json.loads(raw)
-            run = line["run"]
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(Problem("is no output of `predict`, and is not written over", where,
-                                     hint="give another --output")) from None
+            _, run = line["id"], line["run"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _foreign(where) from None
         if run != self._run:
             raise UsageError(Problem("holds another student's answers", where, "run", run,
-                                     hint="give another --output, or delete this one"))
+                                     hint=f"give another --output, or delete {name}"))
         return line.get("error") is not None
+
+    def _begins_a_line(self, text: str) -> bool:
+        """Whether text that ends anywhere is the beginning of a line of this run."""
+        start = '{"id": '
+        if whole := _ID.match(text):
+            return _agree(text[whole.end():], f', "run": {json.dumps(self._run, ensure_ascii=False)}, ')
+        rest = text.removeprefix(start)
+        return _agree(text, start) and (rest == text or rest.startswith('"') or "null".startswith(rest))
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether they are the same as far as both go."""
+    return one.startswith(other) or other.startswith(one)
+
+
+def _foreign(where: str) -> UsageError:
+    return UsageError(Problem("is no output of `predict`, and is not written over", where,
+                              hint="give another --output"))
 
 
 @contextmanager

@@ -109,12 +109,14 @@ def check_distinct(cells: Sequence[Context]) -> None:
         other = first.setdefault(ctx.run_name, ctx)
         backend = ctx.recipe.backend
         for name, value in settings_of(ctx).items():
-            if settings_of(other)[name] == value:
+            was = settings_of(other)[name]
+            if repr(was) == repr(value):  # as in the grid: 32 and 32.0 are two values of a list
                 continue
             own = name == "student.model" and "model" in ctx.recipe.backends.get(backend, {})
+            what = (f"names a value twice, as {was!r} and {value!r}" if was == value else
+                    f"changes nothing at backend {backend!r}, so its values are the same student")
             problems[name] = Problem(
-                f"changes nothing at backend {backend!r}, so its values are the same student",
-                ctx.loaded.where(name), name,
+                what, ctx.loaded.where(name), name,
                 hint=f"the model is that of backends.{backend}.model, which may be a list too" if own
                 else "name one value")
     if problems:

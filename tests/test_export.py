@@ -269,6 +269,13 @@ def test_a_folder_in_use_is_left_alone(run: Context, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(run: Context, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is the folder that you are in"):
+        call(run, "adapter", Path())
+
+
 def test_a_damaged_student_leaves_nothing_behind(run: Context, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     shutil.copytree(run.workspace.root, workspace)

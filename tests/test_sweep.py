@@ -128,6 +128,11 @@ class TestGrid:
         with pytest.raises(RecipeError, match=said):
             load_cells(folder / "recipe.yaml", [override])
 
+    def test_one_number_written_in_two_ways_is_one_student(self, folder: Path) -> None:
+        done = call("check", "--set", "train.lora.alpha=[32, 32.0]")
+        assert done.exception.exit_code == 2
+        assert "`train.lora.alpha`: names a value twice" in str(done.exception)
+
     def test_values_that_the_backend_does_not_look_at_are_refused(self, folder: Path) -> None:
         done = call("check", "--set", "student.model=[a, b]")
         assert done.exception.exit_code == 2

@@ -23,6 +23,9 @@ MAX_ROW = 10 * 2**20  # bytes
 _MAX_DEPTH = 50
 _WRITE_JSONL = "write one JSON object per line: {\"question\": \"...\", ...}"
 
+# How csv words what a double quote without an end does: no row after it can be told.
+_SWALLOWS = ("unexpected end of data", "field larger than field limit")
+
 Row = tuple[int, dict[str, JSON] | Problem]  # line (1-based; in Parquet the row), and what stands there
 
 _SIGNATURES = [
@@ -133,29 +136,50 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(_text_lines(path, file, broken), strict=True)
         header: list[str] | None = None
         start = 1
-        try:
-            for cells in reader:
-                line, start = start, reader.line_num + 1
-                if broken:
-                    yield from broken
-                    broken.clear()
-                    if header is None:
-                        return
-                elif header is None:
-                    header = [sys.intern(name.strip()) for name in cells]
-                    if problem := _bad_header(header, path):
-                        yield 0, problem
-                        return
-                elif len(cells) == len(header):
-                    yield line, dict(zip(header, cells, strict=True))
-                elif cells:
-                    yield line, Problem(
-                        f"has {len(cells)} cells, the header has {len(header)}", f"{path}:{line}",
-                        hint="put cells that hold commas or line ends into double quotes")
-        except csv.Error as error:
+        for cells in _cells(reader):
+            line, start = start, reader.line_num + 1
+            undone = bool(broken)
             yield from broken
-            yield start, Problem(f"is not CSV: {error}", f"{path}:{start}",
-                                 hint="look for a double quote that is not closed, or not doubled")
+            broken.clear()
+            if isinstance(cells, csv.Error):
+                more = reader.line_num - line
+                whole = header is None or (more and any(words in str(cells) for words in _SWALLOWS))
+                if whole or not undone:
+                    yield 0 if whole else line, _not_csv(cells, f"{path}:{line}", more)
+                if whole:
+                    return
+            elif undone:
+                if header is None:
+                    return
+            elif header is None:
+                header = [sys.intern(name.strip()) for name in cells]
+                if problem := _bad_header(header, path):
+                    yield 0, problem
+                    return
+            elif len(cells) == len(header):
+                yield line, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield line, Problem(
+                    f"has {len(cells)} cells, the header has {len(header)}", f"{path}:{line}",
+                    hint="put cells that hold commas or line ends into double quotes")
+
+
+def _cells(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """The rows; the reader goes on with the next line after one that is no CSV."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+
+
+def _not_csv(error: csv.Error, where: str, more: int) -> Problem:
+    """more: lines after the first that the reader took for the same row."""
+    also = f"; {more} more line{'s' if more > 1 else ''} taken for a part of this row" if more else ""
+    return Problem(f"is not CSV: {error}{also}", where,
+                   hint="look for a double quote that is not closed, or not doubled")
 
 
 def _text_lines(path: Path, file: BinaryIO, broken: list[Row]) -> Iterator[str]:
