@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.data import free_text, load, routing, spec, structured, write_rows
 
+from distillctl.data.formats import MAX_ROW, read_rows
 from distillctl.data.read import ReadResult, read_examples
 from distillctl.errors import MissingExtra
 from distillctl.types import Example
@@ -49,6 +50,31 @@ def test_csv_gives_what_jsonl_gives_and_the_line_where_a_row_begins(tmp_path: Pa
     assert not found.problems
     assert [dict(one.fields) for one in found.examples[:2]] == ROWS
     assert [one.source for one in found.examples] == ["rows.csv:2", "rows.csv:4", "rows.csv:6"]
+
+
+def test_what_is_no_csv_ends_its_row_and_all_of_them_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,question,label,level\na,where is it,docs,easy\nb,"he said "hello" to me",docs,\n'
+                     b'c,why,skip,\nd,"open,docs,\ne,"who",docs,\nf,caf\xe9 "x",docs,\ng,"x"y,docs,\n'
+                     b'h,how,docs,\ni,"last,docs,\n')
+    found = read_examples(path, spec(), routing(), "rows.csv")
+    assert [one.source for one in found.examples] == ["rows.csv:2", "rows.csv:4", "rows.csv:9"]
+    assert [(one.where, one.what.partition(": ")[0]) for one in found.problems] == [
+        (f"{path}:3", "is not CSV"), (f"{path}:5", "is not CSV"), (f"{path}:7", "is not UTF-8"),
+        (f"{path}:8", "is not CSV"), (f"{path}:10", "is not CSV")]
+    assert found.problems[1].what.endswith("1 more line taken for a part of this row")
+    assert "line" not in found.problems[0].what
+
+
+def test_a_cell_above_the_limit_is_told_of_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w") as file:
+        file.write('id,question,label\na,where is it,docs\nb,"open,docs\n')
+        for number in range(MAX_ROW // 1000 + 10):
+            file.write(f"c{number},{'x' * 1000},docs\n")
+    found = list(read_rows(path))
+    assert [line for line, _ in found] == [2, 0]
+    assert (found[1][1].where, len(found)) == (f"{path}:3", 2)
 
 
 def test_parquet_gives_what_jsonl_gives(tmp_path: Path) -> None:

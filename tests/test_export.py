@@ -276,6 +276,14 @@ def test_the_folder_that_one_is_in_is_not_replaced(run: Context, tmp_path: Path,
         call(run, "adapter", Path())
 
 
+def test_an_empty_folder_may_be_named_in_any_way(run: Context, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert call(run, "adapter", tmp_path / "link" / ".." / "link").exit_code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "adapter_config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+
+
 def test_a_damaged_student_leaves_nothing_behind(run: Context, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     shutil.copytree(run.workspace.root, workspace)
