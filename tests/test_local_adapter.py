@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.threads import torch_threads
 from support.tiny_models import tiny_model
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
@@ -17,7 +18,7 @@ from distillctl_local.prefix import accumulate  # noqa: E402
 from distillctl_local.result import write_adapter  # noqa: E402
 from distillctl_local.safety import check_adapter  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
-from test_local_training_prefix import ALL, make_rows  # noqa: E402
+from test_local_training_prefix import ALL, assert_same, gradients, make_rows, reference  # noqa: E402
 
 from distillctl.errors import UsageError  # noqa: E402
 from distillctl.recipe.models import LoraSpec, TrainSpec  # noqa: E402
@@ -77,6 +78,16 @@ def test_a_model_that_sees_is_adapted_in_its_language_part_alone() -> None:
 def test_a_mixture_keeps_its_experts() -> None:
     names = adapted_names(add_adapter(tiny_model("mixtral", **FAMILIES["mixtral"]), TrainSpec()))
     assert {name.rpartition(".")[2] for name in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_a_mixtures_batches_side_by_side_give_the_plain_gradients() -> None:
+    model = tiny_model("qwen3_moe", **FAMILIES["qwen3_moe"])
+    student = add_adapter(model, TrainSpec()).train()
+    reference(model, ROWS)
+    wanted = gradients(student)
+    with torch_threads(2):
+        accumulate(model, ROWS, ALL, next_token)
+    assert_same(gradients(student), wanted)
 
 
 @pytest.mark.parametrize(("family", "targets"), [

@@ -9,13 +9,11 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
-from support.finished import RECIPES, linear_run
+from support.finished import RECIPES, Echo, linear_run
 
 from distillctl import api
 from distillctl import predict as work
@@ -24,7 +22,6 @@ from distillctl.collect import CollectOptions
 from distillctl.context import Context
 from distillctl.errors import DataError, MissingExtra, UsageError
 from distillctl.progress import Silent
-from distillctl.types import Answer, Request
 from distillctl.using import Student, probabilities
 
 
@@ -222,19 +219,6 @@ def test_without_vllm_the_command_says_what_to_install(
     with pytest.raises(MissingExtra, match=r"pip install 'distillctl\[local\]' 'vllm"):
         predict(run, source, tmp_path / "out.jsonl", "--engine", "vllm")
     assert not (tmp_path / "out.jsonl").exists()
-
-
-class Echo:
-    """Answers at once, so that memory can be traced without waiting for a model."""
-
-    identity: ClassVar[dict] = {}
-    max_batch = 64
-    replayed = False
-
-    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [Answer("docs") for _ in requests]
-
-    async def aclose(self) -> None: ...
 
 
 def test_memory_does_not_grow_with_the_file(run: Context, source: Path, tmp_path: Path) -> None:

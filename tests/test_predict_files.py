@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner, Result
-from support.finished import linear_run
+from support.finished import Echo, linear_run
 
 from distillctl import predict as work
 from distillctl.cli.main import cli
@@ -17,7 +15,6 @@ from distillctl.collect import CollectOptions
 from distillctl.context import Context
 from distillctl.errors import DataError, UsageError
 from distillctl.progress import Silent
-from distillctl.types import Answer, Request
 from distillctl.using import Student
 
 ROWS = [json.dumps({"id": f"q{n}", "question": f"where is é {n}", "conversation_context": ""}) + "\n"
@@ -62,19 +59,6 @@ def failing(whole: str, number: int) -> str:
     lines = whole.splitlines(keepends=True)
     failed = json.loads(lines[number]) | {"output": None, "value": None, "error": "x"}
     return "".join([*lines[:number], json.dumps(failed) + "\n", *lines[number + 1:]])
-
-
-class Echo:
-    """Answers at once."""
-
-    identity: ClassVar[dict] = {}
-    max_batch = 64
-    replayed = False
-
-    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [Answer("docs") for _ in requests]
-
-    async def aclose(self) -> None: ...
 
 
 class TestNoEndOfLine:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from distillctl import api, deciding, stages
 from distillctl.backend import StudentRef
 from distillctl.context import Context
 from distillctl.store.files import write_json
+from distillctl.types import Answer, Request
 from distillctl.using import context_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -83,3 +85,16 @@ def _tiny_recipe(workspace: Path, base: StudentRef, kind: str, evaluate: Mapping
 def reopened(rundir: api.RunDir, workspace: Path) -> Context:
     """The run as a command opens it."""
     return context_of(rundir, api.Workspace(workspace))
+
+
+class Echo:
+    """Answers at once: nothing is waited for but what a test is about."""
+
+    identity: ClassVar[dict] = {}
+    max_batch = 64
+    replayed = False
+
+    async def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        return [Answer("docs") for _ in requests]
+
+    async def aclose(self) -> None: ...
