@@ -210,7 +210,7 @@ def _asked_by_others(opened: AbstractContextManager[Predictor], template: str | 
                      told: Mapping[str, JSON] | None = None) -> Iterator[Predictor]:
     """The predictor, given the prompts that other programs would make: see `AsOthers`."""
     with opened as predictor:
-        predictor._encoder = AsOthers(predictor._encoder.tokenizer, template, told)
+        predictor.encoder = AsOthers(predictor.encoder.tokenizer, template, told)
         yield predictor
 
 

@@ -53,7 +53,8 @@ class Writer(Protocol):
 
 class CausalPredictor:
     """Answers with a causal LM: `computes` scores the task's labels where the identity's mode is "score",
-    else it generates. context: tokens that prompt and answer may have together."""
+    else it generates. context: tokens that prompt and answer may have together. encoder: makes prompts of
+    messages; another may take its place."""
 
     max_batch = 64
     replayed = False
@@ -62,7 +63,7 @@ class CausalPredictor:
                  how: EvaluateSpec, identity: Mapping[str, JSON]) -> None:
         self.identity = identity
         self._name = str(identity["model"])
-        self._encoder = encoder
+        self.encoder = encoder
         self._context = context
         self._lock = threading.Lock()  # one pass at a time: the kept prefixes change in it
         self._max_tokens = how.max_tokens
@@ -89,7 +90,7 @@ class CausalPredictor:
             failed: dict[int, str] = {}
             for number, request in enumerate(requests):
                 try:
-                    prompts[number] = self._encoder.prompt(request.messages)
+                    prompts[number] = self.encoder.prompt(request.messages)
                 except StudentError as error:  # costs nobody else's answer
                     failed[number] = error.problems[0].what
             room = max(map(len, self._answers)) - 1 if self._scorer else 1
@@ -127,7 +128,7 @@ class CausalPredictor:
                   for prompt, most in zip(prompts, wanted, strict=True)]
         found = []
         for answer in self._generator.answer(prompts, limits) if prompts else ():
-            text = self._encoder.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            text = self.encoder.tokenizer.decode(answer.ids, skip_special_tokens=True)
             finish = "empty" if answer.finish == "stop" and not text.strip() else answer.finish
             found.append({"output": text, "finish": finish,
                           "tokens_out": len(answer.ids) + (answer.finish == "stop")})
