@@ -170,11 +170,9 @@ class Rows:
         device = self._model.device
         ends = [length + size for length, size in zip(self._lengths, sizes, strict=True)]
         heads = self._model.config.get_text_config().num_attention_heads
-        cost = heads * max(sizes) * (len(self.prefix) + max(ends))
-        rows = max(1, (SCORES_CPU if device.type == "cpu" else SCORES) // cost)
+        most = (SCORES_CPU if device.type == "cpu" else SCORES) // heads
         start = 0
-        for first in range(0, len(self), rows):
-            last = min(first + rows, len(self))
+        for first, last in _alike(sizes, [len(self.prefix) + end for end in ends], most):
             width, keys = max(sizes[first:last]), max(ends[first:last])
             size = torch.tensor(sizes[first:last])[:, None]
             length = torch.tensor(self._lengths[first:last])[:, None]
@@ -195,6 +193,18 @@ class Rows:
                     hidden[:, None].to(device), at[start:stop][pad].view(-1, 1, width, 1),
                     self._at[first:last, None, None, :keys])
             start = stop
+
+
+def _alike(widths: Sequence[int], keys: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """First and last of rows side by side, padded to the widest and the most keys of them, that have at most
+    `most` scores together; a row that has more is alone."""
+    first = width = key = 0
+    for row, (own_width, own_keys) in enumerate(zip(widths, keys, strict=True)):
+        width, key = max(width, own_width), max(key, own_keys)
+        if row > first and (row + 1 - first) * width * key > most:
+            yield first, row
+            first, width, key = row, own_width, own_keys
+    yield first, len(widths)
 
 
 @contextmanager
