@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.threads import torch_threads
+from support.tiny_models import FAMILIES as TINY
 from support.tiny_models import tiny_model
 
 torch = pytest.importorskip("torch", reason="needs the `local` extra")
@@ -38,6 +39,7 @@ FAMILIES = {
     "qwen3_5": {"text_config": {**_TEXT, "layer_types": ["linear_attention", "full_attention"]}},
     "gemma3": {"text_config": {**_TEXT, "model_type": "gemma3_text", "query_pre_attn_scalar": 8},
                "vision_config": _EYE, "mm_tokens_per_image": 4},
+    "gemma4": {"text_config": {**_TEXT, **TINY["gemma4_text"]}, "vision_config": None, "audio_config": None},
     "qwen3_moe": {"num_experts": 4, **_EXPERTS},
     "mixtral": {"num_local_experts": 4},
     "deepseek_v3": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,

@@ -51,7 +51,7 @@ def test_gradients_are_the_plain_ones(family: str, micro_tokens: int) -> None:
     loss = reference(model, ROWS)
     wanted = gradients(wrapped)
     known = compute_once(model, ROWS, 2, micro_tokens)
-    assert known.layers == 2
+    assert known.layers == (0 if family == "gemma4_text" else 2)  # its upper layers need more of the lower
     assert accumulate(model, ROWS, micro_tokens, next_token, known=known) == pytest.approx(loss, rel=1e-5)
     assert_same(gradients(wrapped), wanted)
 

@@ -65,7 +65,7 @@ def check(wrapped: torch.nn.Module, model: torch.nn.Module, micro_tokens: int = 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_the_plain_ones(family: str, relayed: list[int]) -> None:
     check(*adapted(family))
-    assert relayed == [2]
+    assert relayed == ([] if family == "gemma4_text" else [2])  # whose layers give to more than themselves
 
 
 def test_of_more_batches_than_threads(relayed: list[int]) -> None:

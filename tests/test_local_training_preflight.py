@@ -65,6 +65,12 @@ def test_plan_says_on_which_layers_the_adapter_sits_and_reckons_with_it(tmp_path
     assert upper.duration_s < every.duration_s
 
 
+def test_plan_says_why_the_layers_below_are_computed_at_every_step(tmp_path: Path) -> None:
+    found = examine(tmp_path, str(save_tiny_model(tmp_path / "tiny", "gemma4_text")), layers=2)
+    assert found.problems == ()
+    assert any("at every step: those above attend to their keys and values" in note for note in found.notes)
+
+
 def test_more_layers_than_the_model_has_are_a_problem(tmp_path: Path, model: str) -> None:
     (problem,) = examine(tmp_path, model, layers=3).problems
     assert (problem.field, problem.value) == ("backends.local.layers", 3)

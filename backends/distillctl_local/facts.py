@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distillctl.errors import Problem, StudentError, UsageError
 
 _ATTENTION = {"full_attention", "sliding_attention"}
-_OF_EACH_LAYER = {"per_layer_config", "global_head_dim"}  # of Gemma 4: they give layers sizes of their own
+_OF_SOME_LAYERS = {"per_layer_config", "global_head_dim"}  # of Gemma 4's config.json: sizes of their own
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class ModelFacts:
     """What is known of a base model without loading it; None is unknown.
 
     parameters: count, tied ones once. context, sliding_window: tokens. linear_attention: it has layers
-    that keep a state instead of keys and values. source: see `models.source_of`.
+    that keep a state instead of keys and values. shares_states: its upper layers attend to keys and values of
+    lower ones. several_sizes: its layers differ in their attention's sizes; what is told of them is then
+    their mean, because memory and time are sums over the layers. source: see `models.source_of`.
     """
 
     family: str
@@ -30,6 +33,8 @@ class ModelFacts:
     context: int
     sliding_window: int | None = None
     linear_attention: bool = False
+    shares_states: bool = False
+    several_sizes: bool = False
     parameters: int | None = None
     source: str | None = None
     licence: str | None = None
@@ -58,29 +63,43 @@ def _context(text: Any) -> int:
 def facts_of(config: Any, **known: Any) -> ModelFacts:
     """Facts out of a transformers config, or of any object with the same names; `known` adds to them.
 
-    Raises StudentError where it is not a causal LM's, or its layers have several sizes.
+    Raises StudentError where it is not a causal LM's, and where only transformers can tell its layers' sizes.
     """
     text = getattr(config, "text_config", None) or config  # a multimodal model keeps its language part there
     kinds = set(getattr(text, "layer_types", None) or ())
     try:
-        if of_each := sorted(_OF_EACH_LAYER & vars(text).keys()):
-            raise RuntimeError(f"its config has {of_each[0]}")
-        inner = getattr(text, "intermediate_size", None)
-        hidden, heads = text.hidden_size, text.num_attention_heads
+        if untold := sorted(_OF_SOME_LAYERS & vars(text).keys()):
+            raise AttributeError(f"its {untold[0]} needs a newer transformers")
+        layers = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers
+        heads = [layer.num_attention_heads for layer in layers]
+        kv_heads = [getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+                    for layer in layers]
+        dims = [getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads
+                for layer in layers]
         return ModelFacts(
-            family=text.model_type, hidden_size=hidden,
-            intermediate_size=(max(inner) if isinstance(inner, list) else inner) or 4 * hidden,
-            layers=text.num_hidden_layers, heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or hidden // heads, vocab=text.vocab_size,
-            context=_context(text),
+            family=text.model_type, hidden_size=text.hidden_size, intermediate_size=_inner_size(text, layers),
+            layers=len(layers), heads=_mean(heads), kv_heads=_mean(kv_heads), head_dim=_mean(dims),
+            several_sizes=len(set(zip(heads, kv_heads, dims, strict=True))) > 1,
+            vocab=text.vocab_size, context=_context(text),
             sliding_window=(getattr(text, "sliding_window", None)
                             if getattr(text, "use_sliding_window", True) else None),
             linear_attention=bool(kinds - _ATTENTION) or any(
-                name.startswith(("mamba_", "ssm_", "linear_num")) for name in vars(text)), **known)
-    except RuntimeError as error:  # transformers', where each layer has what is asked of the whole model
-        raise StudentError(Problem(
-            f"its layers have several sizes, which is not known here: {str(error).split('. ')[0]}",
-            field="student.model", value=text.model_type, hint="take a student of another family")) from None
+                name.startswith(("mamba_", "ssm_", "linear_num")) for name in vars(text)),
+            shares_states=bool(getattr(text, "num_kv_shared_layers", None)), **known)
     except AttributeError as error:
         raise StudentError(Problem(f"not the config of a causal LM that is known here: {error}")) from None
+
+
+def _inner_size(text: Any, layers: Sequence[Any]) -> int:
+    """The feed-forward layers' width."""
+    widths = [getattr(layer, "intermediate_size", None) or 4 * text.hidden_size for layer in layers]
+    if isinstance(widths[0], list):  # Gemma 3n's, one for each layer
+        widths = widths[0]
+    if getattr(text, "use_double_wide_mlp", False):  # Gemma 4's, of the layers that share states
+        single = len(layers) - text.num_kv_shared_layers
+        widths[single:] = [2 * width for width in widths[single:]]
+    return _mean(widths)
+
+
+def _mean(sizes: Sequence[int]) -> int:
+    return round(sum(sizes) / len(sizes))

@@ -64,6 +64,20 @@ class _Layout:
     groups: Sequence[_Group]
 
 
+def _shares_states(model: PreTrainedModel) -> bool:
+    """Whether upper layers attend to keys and values of lower ones, as Gemma 3n's and 4's do."""
+    return bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", None))
+
+
+def _giver(module: torch.nn.Module) -> int:
+    """The layer whose keys and values an attention module takes: its own, or a lower one."""
+    if not getattr(module, "is_kv_shared_layer", False):
+        return module.layer_idx
+    modes, kinds = module.config.kv_sharing_modes, module.config.layer_types
+    return next(number for number, (mode, kind) in enumerate(zip(modes, kinds, strict=True))
+                if mode == "store" and kind == kinds[module.layer_idx])
+
+
 class _Gather(torch.autograd.Function):
     """Rows of x by index; the backward gathers by the inverse index, which is faster than adding."""
 
@@ -92,7 +106,7 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
         query = query.reshape(kv_heads, repeat * length, dim)
         out = _attend(query, key[0], value[0], future, scaling, softcap)
         return out.view(1, heads, length, dim).transpose(1, 2), None
-    prefix_key, prefix_value = shared.leaves(module.layer_idx)
+    prefix_key, prefix_value = shared.leaves(_giver(module))
     split = (heads * dim, kv_heads * dim, kv_heads * dim)
     stream = torch.cat([part[0].transpose(0, 1).flatten(1) for part in (query, key, value)], 1)
     outputs = []
@@ -191,12 +205,12 @@ def differs(model: PreTrainedModel, row: Row, known: Known = NOTHING) -> str | N
 def compute_once(model: PreTrainedModel, rows: Sequence[Row], layers: int, micro_tokens: int,
                  frozen: Sequence[Prefix] = ()) -> Known:
     """What is the same at every step: what the first `layers` layers, in which nothing is trained, make of
-    the rows and their prefixes, but for a family that names its layers otherwise; and `frozen` prefixes. The
-    same rows give the same bytes, whichever steps they will be in."""
+    the rows and their prefixes, but for a family that names its layers otherwise or whose upper layers need
+    more of them; and `frozen` prefixes. The same rows give the same bytes, whichever steps they are in."""
     nothing_below = Known(frozen={
         tuple(prefix.ids): {layer: (keys.clone()[None], values.clone()[None])  # no inference tensors
                             for layer, (keys, values) in enumerate(prefix.states)} for prefix in frozen})
-    if not layers or layers >= len(getattr(backbone(model), "layers", ())):
+    if not layers or layers >= len(getattr(backbone(model), "layers", ())) or _shares_states(model):
         return nothing_below
     known = Known(layers, frozen=nothing_below.frozen)
     workers = side_by_side(model, max(row.rest for row in rows), micro_tokens)
@@ -232,7 +246,7 @@ def _behind_prefix(model: PreTrainedModel, kind: Kind, loss_of: Callable[[torch.
     layers = getattr(backbone(model), "layers", [])  # but for a family that names them otherwise
     with last_mlp_where_read(model), attention_is(model, NAME):
         if layers and workers > 1 and tuple(kind.prefix) not in known.frozen and (
-                parallel.worth(len(kind.prefix)) < torch.get_num_threads()):
+                parallel.worth(len(kind.prefix)) < torch.get_num_threads()) and not _shares_states(model):
             return _beside_prefix(model, kind, loss_of, workers, known)
         states = _prefix_states(model, kind.prefix, known)
         leaves = {layer: tuple(part.detach().requires_grad_(part.requires_grad) for part in pair)
@@ -272,7 +286,7 @@ def _prefix_states(model: PreTrainedModel, prefix: Sequence[int], known: Known) 
     with attention_is(model, NAME), parallel.threads_for(len(prefix)):
         _fill(model, prefix, cache, known)
     return {number: (layer.keys, layer.values) for number, layer in enumerate(cache.layers)
-            if layer.is_initialized}
+            if layer.keys is not None}
 
 
 def _fill(model: PreTrainedModel, prefix: Sequence[int], cache: DynamicCache, known: Known) -> None:

@@ -129,8 +129,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     if below:
         notes.append(f"the adapter sits on the upper {settings.layers} of {facts.layers} layers; those below "
                      + (f"are computed once, {kept / 2**20:.0f} MiB are kept" if kept else
-                        "are computed at every step: " + ("each device has other rows in each"
-                         if settings.devices > 1 else "all they make of the rows is too much to keep")))
+                        f"are computed at every step: {_why_not_kept(facts, settings)}"))
     needed += kept
     needed *= 1 if on_gpu else settings.devices
     problems += _memory_problems(needed, model, on_gpu, whole, settings.devices)
@@ -192,6 +191,14 @@ def adapter_parameters(facts: ModelFacts, rank: int, layers: int | None = None) 
     query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = 2 * (facts.hidden_size + query) + 2 * (facts.hidden_size + key)
     return rank * (layers or facts.layers) * (attention + 3 * (facts.hidden_size + facts.intermediate_size))
+
+
+def _why_not_kept(facts: ModelFacts, settings: LocalSettings) -> str:
+    if settings.devices > 1:
+        return "each device has other rows in each"
+    if facts.shares_states:
+        return "those above attend to their keys and values"
+    return "all they make of the rows is too much to keep"
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,8 @@ def _check_shapes(folder: Path, base: ModelFacts) -> list[Problem]:
 def _width(layer: str, half: str, base: ModelFacts) -> int | None:
     """Width of a layer's input (A) or output (B) in the families that name their layers so; None: unknown, as
     that of queries, which an output gate (Qwen 3.5) makes twice as wide."""
-    query, key = base.heads * base.head_dim, base.kv_heads * base.head_dim
+    query, key = (None, None) if base.several_sizes else (
+        base.heads * base.head_dim, base.kv_heads * base.head_dim)
     widths = {"q_proj": (base.hidden_size, None), "k_proj": (base.hidden_size, key),
               "v_proj": (base.hidden_size, key), "o_proj": (query, base.hidden_size)}
     return widths[layer][half == "B"] if layer in widths else None

@@ -108,9 +108,10 @@ def prefixes_of(rows: Sequence[Row]) -> list[tuple[int, ...]]:
 
 def bytes_below(rows: Sequence[Row], facts: ModelFacts, settings: LocalSettings, width: int) -> int:
     """Bytes, of `width` a number, of what the layers below the adapter make of all rows and, once each, their
-    prefixes; 0 where it is not kept: there are no such layers, it is too much, or several devices divide the
-    rows anew at every step. Raises UsageError where the model has too few layers."""
-    if not layers_below(facts, settings.layers) or settings.devices > 1:
+    prefixes; 0 where it is not kept: there are no such layers, it is too much, several devices divide the
+    rows anew at every step, or the layers above need more of them. Raises UsageError where the model has too
+    few layers."""
+    if not layers_below(facts, settings.layers) or settings.devices > 1 or facts.shares_states:
         return 0
     tokens = sum(row.rest for row in rows) + sum(map(len, prefixes_of(rows)))
     size = tokens * facts.hidden_size * width

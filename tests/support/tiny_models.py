@@ -19,6 +19,10 @@ FAMILIES = {
     "gemma2": {"sliding_window": 256, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0,
                "final_logit_softcapping": 3.0},
     "gemma3_text": {"sliding_window": 256, "query_pre_attn_scalar": 8},
+    "gemma4_text": {"num_hidden_layers": 4, "layer_types": 2 * ["sliding_attention", "full_attention"],
+                    "global_head_dim": 16, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+                    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+                    "sliding_window": 256, "final_logit_softcapping": 3.0},  # as E2B
     "phi3": {"partial_rotary_factor": 0.5},
 }
 _TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
