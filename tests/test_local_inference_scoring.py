@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from support.threads import torch_threads
 from support.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from support.tiny_students import STATEFUL
 
@@ -119,7 +120,7 @@ def test_kinds_of_prompts_that_alternate_keep_what_each_shares() -> None:
     for rows in (prompts(), other):
         scorer.log_probabilities(rows)
     mixed = [*prompts(), *other]
-    with counted(model) as sizes:
+    with counted(model) as sizes, torch_threads(1):  # of several each would have a batch of its own
         found = scorer.log_probabilities(mixed)
     assert len(sizes) == 2
     assert sizes[0] == sizes[1]  # the rests alone, which are the same questions
