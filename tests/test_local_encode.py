@@ -44,6 +44,19 @@ def test_ordinary_prompts_are_the_templates_own(encoder: Encoder, messages: list
         messages, add_generation_prompt=True)["input_ids"]
 
 
+@pytest.mark.parametrize("drop", [" | trim", ".lstrip()", ".rstrip()"])
+def test_white_space_that_the_template_drops_is_in_no_prompt(tokenizer, drop: str) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", f"(m['content']{drop})")
+    messages = [{"role": "system", "content": " Be\nbrief.\t"}, *user("\n\n two  words\u3000\n")]
+    assert Encoder(tokenizer).prompt(messages) == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True)["input_ids"]
+
+
+def test_a_space_of_the_templates_own_is_none_of_the_contents(tokenizer) -> None:
+    tokenizer.chat_template = "{% for m in messages %}[INST] {{ m['content'] | trim }} [/INST] {% endfor %}"
+    assert tokenizer.decode(Encoder(tokenizer).prompt(user("  a  "))) == "[INST] a [/INST] "
+
+
 @given(TEXTS)
 def test_no_text_adds_a_special_token_to_a_prompt(encoder: Encoder, text: str) -> None:
     ids = encoder.prompt(user(text))

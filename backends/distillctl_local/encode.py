@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from distillctl.errors import Problem, StudentError
 from distillctl.types import Message
@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 
 FRAMES = 256  # sequences of roles whose frames are kept
 _MARK = "\ue000{}\ue001"  # private-use characters: in no template
+_SPACE = "\u2003"  # white space that no template writes
+
+
+class Layout(NamedTuple):
+    """What a chat template makes of messages, whatever they say. around: what it writes before, between and
+    after their contents; strips: whether it drops the white space that a content begins and ends with."""
+
+    around: list[str]
+    strips: list[tuple[bool, bool]]
+
+    def contents(self, messages: Sequence[Message]) -> list[str]:
+        """The messages' contents as they stand in the prompt."""
+        found = []
+        for message, (begins, ends) in zip(messages, self.strips, strict=True):
+            text = message["content"].lstrip() if begins else message["content"]
+            found.append(text.rstrip() if ends else text)
+        return found
 
 
 class Encoder:
@@ -33,17 +50,17 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._frames: dict[tuple[str, ...], list[list[int]]] = {}
+        self._frames: dict[tuple[str, ...], tuple[Layout, list[list[int]]]] = {}
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, up to where the answer begins.
 
         Raises StudentError where the template does not take such messages, or the tokenizer such text.
         """
-        frame = self._frame(tuple(message["role"] for message in messages))
+        layout, frame = self._frame(tuple(message["role"] for message in messages))
         ids = list(frame[0])
-        for message, after in zip(messages, frame[1:], strict=True):
-            ids += self._text(message["content"])
+        for content, after in zip(layout.contents(messages), frame[1:], strict=True):
+            ids += self._text(content)
             ids += after
         return ids
 
@@ -71,29 +88,33 @@ class Encoder:
         """Every token that ends an answer: `end_id`, and the tokenizer's end of sequence."""
         return sorted({self.end_id, self.tokenizer.eos_token_id} - {None})
 
-    def _frame(self, roles: tuple[str, ...]) -> list[list[int]]:
-        """The template's tokens before, between and after the contents of messages with these roles."""
+    def _frame(self, roles: tuple[str, ...]) -> tuple[Layout, list[list[int]]]:
+        """The layout of messages with these roles, and what it writes around their contents as tokens."""
         if roles not in self._frames:
             if len(self._frames) >= FRAMES:  # a server's clients choose them
                 self._frames.clear()
-            self._frames[roles] = [self._special(text) for text in self.around(roles)]
+            layout = self.layout(roles)
+            self._frames[roles] = layout, [self._special(text) for text in layout.around]
         return self._frames[roles]
 
-    def around(self, roles: tuple[str, ...]) -> list[str]:
-        """What the template writes before, between and after the contents of messages with these roles.
+    def layout(self, roles: tuple[str, ...]) -> Layout:
+        """What the template makes of messages with these roles.
 
-        Raises StudentError where the template does not take such messages.
+        Raises StudentError where it does not take such messages.
         """
         marks = [_MARK.format(number) for number in range(len(roles))]
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        messages = [{"role": role, "content": _SPACE + mark + _SPACE}
+                    for role, mark in zip(roles, marks, strict=True)]
         text = self._render(messages, start_answer=True)
-        parts: list[str] = []
+        around, strips = [], []
         for mark in marks:
             before, found, text = text.partition(mark)
             if not found:
                 raise self._refuses(f"it leaves out one of the messages {', '.join(roles)}")
-            parts.append(before)
-        return [*parts, text]
+            around.append(before.removesuffix(_SPACE))
+            strips.append((not before.endswith(_SPACE), not text.startswith(_SPACE)))
+            text = text.removeprefix(_SPACE)
+        return Layout([*around, text], strips)
 
     def _render(self, messages: list[Message], *, start_answer: bool) -> str:
         if not self.tokenizer.chat_template:

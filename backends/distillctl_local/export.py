@@ -49,9 +49,10 @@ class AsOthers(Encoder):
         self._told = told or {}
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        before, *after = self.around(tuple(message["role"] for message in messages))
+        layout = self.layout(tuple(message["role"] for message in messages))
+        before, *after = layout.around
         return self._special(before + "".join(
-            message["content"] + text for message, text in zip(messages, after, strict=True)))
+            content + text for content, text in zip(layout.contents(messages), after, strict=True)))
 
     def _render(self, messages: list[Message], *, start_answer: bool) -> str:
         try:

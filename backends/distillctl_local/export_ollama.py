@@ -29,10 +29,10 @@ def modelfile(encoder: Encoder, job: ExportJob, weights: str, context: int) -> s
 
 def go_template(encoder: Encoder, end: str) -> str:
     """One turn, with a system text or without, as the student's chat template writes it."""
-    before, answer = encoder.around(("user",))
+    before, answer = encoder.layout(("user",)).around
     text = _literal(before) + "{{ .Prompt }}" + _literal(answer)
     try:
-        opening, between, after = encoder.around(("system", "user"))
+        opening, between, after = encoder.layout(("system", "user")).around
     except StudentError:
         pass  # a template without a system turn
     else:
