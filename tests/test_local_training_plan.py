@@ -42,7 +42,6 @@ def examine(folder: Path, model: str, train: TrainSpec | None = None, *, rows: s
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: 0)
-    monkeypatch.setattr(devices, "WSL_GPU", Path("/nowhere"))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -52,26 +51,58 @@ def test_a_gpu_that_is_not_there_is_a_problem(tmp_path: Path, model: str, no_gpu
     assert problem.hint == "set it to auto or cpu"
 
 
-def test_a_gpu_that_windows_lends_is_none(tmp_path: Path, model: str, no_gpu: None,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "WSL_GPU", tmp_path)
-    assert examine(tmp_path, model, device="cuda").problems == ()
+@pytest.mark.skipif(hardware.has_gpu(), reason="tells of a machine without a GPU of its own")
+def test_a_gpu_that_windows_lends_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hardware, "WSL_CUDA", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert hardware.gpus() == 1
+
+
+def nvidia_smi(monkeypatch: pytest.MonkeyPatch, said: str) -> list[str]:
+    """The driver's program as one that says this; returns the words that it will be called with."""
+    called: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        called.extend(command)
+        return subprocess.CompletedProcess(command, 0, said)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware.subprocess, "run", run)
+    return called
+
+
+@pytest.mark.parametrize(("said", "native"), [
+    ("7.5\n", False), ("8.0\n", True), ("12.0\n", True), ("", True)])
+def test_bf16_is_native_from_ampere_on(said: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(monkeypatch, said)
+    assert hardware.gpu_computes_bf16() is native
+
+
+def test_a_gpu_without_bf16_gets_none_by_itself(tmp_path: Path, model: str,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch and the driver tell of a T4, on which bf16 is emulated."""
+    import torch
+
+    nvidia_smi(monkeypatch, "7.5\n")
+    for name, said in {"is_available": True, "current_device": 0, "get_device_properties": Turing,
+                       "_check_bf16_tensor_supported": True}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, said=said: said)
+    settings = LocalBackend.Settings(device="cuda")
+    assert hardware.choose(settings) == ("cuda", torch.float32)
+    assert "the base in fp32" in examine(tmp_path, model, device="cuda").notes[0]
+
+
+class Turing:
+    major = 7
 
 
 @pytest.mark.parametrize(("seen", "count", "asked"), [
     (None, 1, None), ("2,3", 1, "--id=2"), ("3, 1", 2, "--id=3,1"), ("GPU-8932f937", 1, "--id=GPU-8932f937")])
 def test_the_memory_is_that_of_the_gpus_that_we_see(seen: str | None, count: int, asked: str | None,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        called.extend(command)
-        return subprocess.CompletedProcess(command, 0, "700\n300\n"[:4 * count])
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    called = nvidia_smi(monkeypatch, "700\n300\n"[:4 * count])
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    monkeypatch.setattr(hardware.subprocess, "run", run)
     assert gpu_memory_available(count) == (700 if count == 1 else 300) * 2**20
     assert [word for word in called if word.startswith("--id")] == ([asked] if asked else [])
 

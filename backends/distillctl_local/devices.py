@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from distillctl.errors import Problem
 from distillctl.recipe.models import TrainSpec
 from distillctl_local.hardware import cores, gpus, has_gpu
 from distillctl_local.settings import LocalSettings
 
 _FIELD = "backends.local.devices"
-WSL_GPU = Path("/dev/dxg")  # what WSL has in place of /dev/nvidia*
 
 
 def on_gpu(settings: LocalSettings) -> bool:
@@ -20,7 +17,7 @@ def on_gpu(settings: LocalSettings) -> bool:
 
 def problems(settings: LocalSettings) -> list[Problem]:
     """More devices than there are, or none of the kind that was asked for."""
-    if settings.device == "cuda" and not gpus() and not WSL_GPU.exists():
+    if settings.device == "cuda" and not gpus():
         return [Problem("there is no CUDA device", field="backends.local.device", value="cuda",
                         hint="set it to auto or cpu")]
     if settings.devices == 1:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
+WSL_CUDA = Path("/usr/lib/wsl/lib/libcuda.so.1")  # what Windows lends instead of /dev/nvidia*
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
@@ -30,7 +31,8 @@ def choose(settings: LocalSettings) -> tuple[str, torch.dtype]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = settings.precision
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_computes_bf16()
+        fast = (torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda"
+                else cpu_computes_bf16())
         precision = "bf16" if fast else "fp32"
     return device, torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -89,7 +91,8 @@ def _seen() -> list[str] | None:
 
 
 def _gpus_there() -> int:
-    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+    here = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+    return len(here) or int(WSL_CUDA.exists())
 
 
 def cores() -> int:
@@ -121,11 +124,24 @@ def memory_available() -> int | None:
 def gpu_memory_available(devices: int = 1) -> int | None:
     """Bytes that are free on the fullest of the first so many GPUs that we see, None where their driver does
     not say."""
+    free = _smallest("memory.free", devices)
+    return None if free is None else int(free * 2**20)
+
+
+def gpu_computes_bf16(devices: int = 1) -> bool:
+    """Whether the first so many GPUs that we see multiply bf16 natively: NVIDIA's do from compute capability
+    8.0 on, others are much slower in it. Yes where their driver does not say."""
+    capability = _smallest("compute_cap", devices)
+    return capability is None or capability >= 8
+
+
+def _smallest(what: str, devices: int) -> float | None:
+    """The least that nvidia-smi says of the first so many GPUs that we see, None where it says nothing."""
     seen = _seen()
     which = [] if seen is None else [f"--id={','.join(seen[:devices])}"]
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
-                               *which], capture_output=True, text=True, timeout=10, check=True)
-        return min(map(int, done.stdout.split()[:devices])) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *which],
+                              capture_output=True, text=True, timeout=10, check=True)
+        return min(map(float, done.stdout.split()[:devices]))
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None

@@ -42,7 +42,13 @@ from distillctl_local import devices, engines, full, models, shard, tracking, un
 from distillctl_local.data import Row
 from distillctl_local.division import workers
 from distillctl_local.facts import ModelFacts, layers_below
-from distillctl_local.hardware import cores, cpu_computes_bf16, gpu_memory_available, memory_available
+from distillctl_local.hardware import (
+    cores,
+    cpu_computes_bf16,
+    gpu_computes_bf16,
+    gpu_memory_available,
+    memory_available,
+)
 from distillctl_local.settings import LocalSettings
 from distillctl_local.sharing import (
     bytes_below,
@@ -69,9 +75,8 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
                                            value=model, hint="run once without --offline"),))
     on_gpu = devices.on_gpu(settings)
     whole = job.train.lora is None
-    fast = on_gpu or cpu_computes_bf16()
+    fast = gpu_computes_bf16(settings.devices) if on_gpu else cpu_computes_bf16()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast)  # as hardware.choose
-    width = 2 if bf16 and not whole else 4
     notes: list[str] = []
     problems = tracking.problems(settings.report_to, offline=env.offline) + devices.problems(settings)
     if receivers := tracking.hosts(settings.report_to):
@@ -110,6 +115,7 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
         problems += _too_long(rows, limit)
     ratio = _ratio(rows, job.train, settings)
     engine, why = engines.choose_engine(settings, job.train, ratio)
+    width = 2 if engine == "unsloth" or (bf16 and not whole) else 4
     shared = None
     if engine == "peft":
         try:

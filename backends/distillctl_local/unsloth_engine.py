@@ -50,7 +50,7 @@ def train(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSe
     model = unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(spec, settings))
     model.peft_config["default"].base_model_name_or_path = source_of(job["model"])
     tokenizer = with_padding(tokenizer)
-    bf16 = torch.cuda.is_bf16_supported()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
 
     def trainer(rows_at_once: int) -> SFTTrainer:
         config = SFTConfig(**arguments(folder, spec, settings), **trainer_arguments(spec, rows_at_once),
