@@ -136,6 +136,12 @@ def test_sizes_that_config_json_has_for_some_layers_are_asked_of_transformers(
     assert facts_at_hand(str(folder)).head_dim == 12
 
 
+def test_of_several_windows_the_shortest_counts(folder: Path) -> None:
+    change_config(folder, model_type="mistral", sliding_window=64,
+                  per_layer_config={"1": {"sliding_window": 16}})
+    assert facts_at_hand(str(folder)).sliding_window == 16
+
+
 # --- identity -----------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,8 @@ class ModelFacts:
     parameters: count, tied ones once. context, sliding_window: tokens. linear_attention: it has layers
     that keep a state instead of keys and values. shares_states: its upper layers attend to keys and values of
     lower ones. several_sizes: its layers differ in their attention's sizes; what is told of them is then
-    their mean, because memory and time are sums over the layers. source: see `models.source_of`.
+    their mean, because memory and time are sums over the layers; sliding_window is the shortest. source: see
+    `models.source_of`.
     """
 
     family: str
@@ -76,17 +77,17 @@ def facts_of(config: Any, **known: Any) -> ModelFacts:
                     for layer in layers]
         dims = [getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads
                 for layer in layers]
+        windows = [window for layer in layers if getattr(layer, "use_sliding_window", True)
+                   and (window := getattr(layer, "sliding_window", None))]
         return ModelFacts(
             family=text.model_type, hidden_size=text.hidden_size, intermediate_size=_inner_size(text, layers),
             layers=len(layers), heads=_mean(heads), kv_heads=_mean(kv_heads), head_dim=_mean(dims),
             several_sizes=len(set(zip(heads, kv_heads, dims, strict=True))) > 1,
-            vocab=text.vocab_size, context=_context(text),
-            sliding_window=(getattr(text, "sliding_window", None)
-                            if getattr(text, "use_sliding_window", True) else None),
+            vocab=text.vocab_size, context=_context(text), sliding_window=min(windows, default=None),
             linear_attention=bool(kinds - _ATTENTION) or any(
                 name.startswith(("mamba_", "ssm_", "linear_num")) for name in vars(text)),
             shares_states=bool(getattr(text, "num_kv_shared_layers", None)), **known)
-    except AttributeError as error:
+    except (AttributeError, RuntimeError) as error:  # transformers' of what only a layer can be asked
         raise StudentError(Problem(f"not the config of a causal LM that is known here: {error}")) from None
 
 
