@@ -14,6 +14,7 @@ from distillctl_local.backend import LocalBackend
 from distillctl_local.models import ModelFacts
 from distillctl_local.preflight import Memory, adapter_parameters, linear_parameters
 from support.tiny_models import save_tiny_model, tiny_model
+from support.tiny_students import STATEFUL
 
 from distillctl.backend import BackendEnv, Preflight
 from distillctl.recipe.models import LoraSpec, TrainSpec
@@ -63,6 +64,12 @@ def test_plan_says_on_which_layers_the_adapter_sits_and_reckons_with_it(tmp_path
                     for name, layers in (("every", None), ("upper", 1)))
     assert any("on the upper 1 of 2 layers; those below are computed once" in note for note in upper.notes)
     assert upper.duration_s < every.duration_s
+
+
+def test_plan_says_that_a_student_is_asked_prompt_by_prompt(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    model = save_tiny_model(tmp_path / "tiny", "lfm2", **STATEFUL["lfm2"])
+    assert any("asked prompt by prompt" in note for note in examine(tmp_path / "job", str(model)).notes)
 
 
 def test_plan_says_why_the_layers_below_are_computed_at_every_step(tmp_path: Path) -> None:

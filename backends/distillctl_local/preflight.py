@@ -125,6 +125,9 @@ def examine(job: TrainJob, model: str, settings: LocalSettings, env: BackendEnv)
     notes.insert(0, f"{'Unsloth' if engine == 'unsloth' else 'transformers, PEFT and TRL'} on "
                     f"{devices.in_words(settings)} ({why}), {_precisions(settings, engine, width, whole)}")
     notes += [shared] if shared else []
+    if facts.linear_attention:
+        notes.append(f"the student is asked prompt by prompt, which is slower: {facts.family} has layers "
+                     "that keep a state instead of keys and values")
     memory = Memory(facts, job.train, width, settings.bits or (4 if engine == "unsloth" else None),
                     settings.devices if settings.shard else 1,
                     1 if on_gpu or settings.shard or dropout_of(job.train) else _side_by_side(rows, settings),
