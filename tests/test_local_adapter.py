@@ -92,6 +92,21 @@ def test_a_mixtures_batches_side_by_side_give_the_plain_gradients() -> None:
     assert_same(gradients(student), wanted)
 
 
+def test_an_adapter_that_unsloth_marked_is_written_as_one_that_can_be_opened(tmp_path: Path) -> None:
+    """As unsloth_zoo's `fix_lora_auto_mapping` marks every adapter that is made with Unsloth."""
+    student = add_adapter(tiny_model("llama"), TrainSpec())
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.01
+    student.peft_config["default"].base_model_name_or_path = "a-team/tiny"
+    student.peft_config["default"].auto_mapping = {
+        "base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama",
+        "unsloth_fixed": True}
+    write_adapter(student, {"model": "a-team/tiny", "revision": None}, tmp_path)
+    check_adapter(tmp_path, digest_tree(tmp_path), facts_of(student.get_base_model().config))
+
+
 @pytest.mark.parametrize(("family", "targets"), [
     ("llama", ["embed_tokens"]), ("llama", ["q_porj"]),
     ("mixtral", ["w1", "w2", "w3"]), ("qwen3_moe", ["gate_proj", "up_proj", "down_proj"])])

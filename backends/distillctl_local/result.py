@@ -74,6 +74,7 @@ def write_adapter(model: PeftModel, job: Mapping[str, JSON], folder: Path) -> No
     if not HUB_ID.fullmatch(config["base_model_name_or_path"]):
         config["base_model_name_or_path"] = Path(job["model"]).name
     config["revision"] = job["revision"]
+    config["auto_mapping"] = None  # Unsloth names the module of its classes there; no student names code
     if isinstance(config["target_modules"], list):  # a set until it was written
         config["target_modules"].sort()
     write_json(folder / CONFIG, config)
