@@ -142,6 +142,14 @@ class TestTraining:
         pid = int((desk.jobs_folder() / "pid").read_text())
         assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
 
+    def test_the_order_that_gpus_are_counted_in_reaches_the_trainer(self, desk: Desk,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+        """CUDA_VISIBLE_DEVICES names another GPU in another order."""
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        desk.submit()
+        pid = int((desk.jobs_folder() / "pid").read_text())
+        assert b"CUDA_DEVICE_ORDER=PCI_BUS_ID" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
     def test_a_row_that_is_too_long_fails_with_its_place(self, tmp_path: Path, model: str) -> None:
         desk = Desk(tmp_path, model, TRAIN.model_copy(update={"max_length": 60}))
         last = desk.until(desk.submit())
@@ -351,6 +359,31 @@ def test_a_gpu_that_is_full_gets_smaller_micro_batches(model: str, tmp_path: Pat
     assert [f"at most {tokens} tokens" in line for tokens, line in zip((128, 64), said, strict=True)] == [
         True, True]
     assert torch.equal(weights, train(64)[1])
+
+
+def test_an_adapter_on_a_quantised_base_is_trained_in_fp32(tmp_path: Path) -> None:
+    """TRL would make it bf16, in which small steps are rounded away. The base is called quantised as
+    transformers calls one."""
+    import torch
+    from distillctl_local import sft
+    from distillctl_local.adapter import add_adapter
+    from distillctl_local.data import Row
+    from distillctl_local.losses import next_token
+    from support.tiny_models import tiny_model, tiny_tokenizer
+    from trl import SFTConfig
+
+    base = tiny_model("llama").to(torch.bfloat16)
+    base.is_loaded_in_4bit = True
+    student = add_adapter(base, TrainSpec(max_steps=1))
+    config = SFTConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=1, max_steps=1, learning_rate=1e-5,
+        report_to="none", gradient_checkpointing=False, bf16=False, max_length=None,
+        remove_unused_columns=False, use_cpu=True, save_strategy="no", disable_tqdm=True)
+    sft.SharedPrefixTrainer(
+        model=student, args=config, processing_class=tiny_tokenizer(), rows=[Row([*range(10, 40), 2], [2])],
+        micro_tokens=64, loss=next_token, tell=print).train()
+    assert {parameter.dtype for parameter in student.parameters() if parameter.requires_grad} == {
+        torch.float32}
 
 
 def test_a_file_of_rows_is_read_as_it_was_written(tmp_path: Path) -> None:

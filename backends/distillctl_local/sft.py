@@ -43,6 +43,8 @@ class SharedPrefixTrainer(SFTTrainer):
         self._ranks = ranks or Ranks()
         self._sharded = sharded
         self._known = known
+        for parameter in self._trained():  # TRL makes one on a quantised base bf16, its steps too
+            parameter.data = parameter.data.float()
         self._ranks.same_weights(self._trained())
 
     def _pick(self, features: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
