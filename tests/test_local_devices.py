@@ -313,13 +313,15 @@ def test_where_one_rank_has_no_room_all_compute_less_at_once_or_all_end(tmp_path
 
 
 _SHARDED = '''
-"""One of two ranks: how far its gradients are from those with the whole base, and what part of it it held."""
+"""One of two ranks: how far its gradients are from those with the whole base, what part of it it held, and
+how many of its weights were whole when all layers had been computed."""
 import sys, torch
 from distillctl_local import lora
 from distillctl_local.division import in_step
 from distillctl_local.losses import next_token
 from distillctl_local.prefix import accumulate, run
 from distillctl_local.ranks import Ranks
+from distillctl_local.readout import backbone
 from distillctl_local.shard import shard
 from distillctl_local.sharing import share_prefixes
 from test_local_training_prefix import adapted, gradients, make_rows
@@ -339,22 +341,27 @@ for family in ("llama", "qwen3", "gemma2", "phi3"):
         shard(model, "cpu", ranks)
         held = sum(p.to_local().numel() for p in model.parameters() if hasattr(p, "to_local"))
         of = sum(p.numel() for p in model.parameters() if hasattr(p, "to_local"))
+        whole_ones = []
+        def loss(logits, rows):
+            whole_ones.append(sum(not (p.requires_grad or hasattr(p, "to_local"))
+                                  for layer in backbone(model).layers for p in layer.parameters()))
+            return next_token(logits, rows)
         for _ in range(2):
-            run(model, in_step(rows, 2, 60)[number], next_token, sum(len(row.completion) for row in rows))
+            run(model, in_step(rows, 2, 60)[number], loss, sum(len(row.completion) for row in rows))
             ranks.add_gradients([p for p in wrapped.parameters() if p.requires_grad])
             off = (gradients(wrapped) - wanted).norm() / wanted.norm()
-            said.append(f"{off.item():.1e} {held / of:.2f}")
+            said.append(f"{off.item():.1e} {held / of:.2f} {max(whole_ones)}")
 print("said", *said, sep="|")
 '''
 
 
 class TestADividedBase:
-    def test_gives_the_gradients_of_the_whole_one(self) -> None:
+    def test_gives_the_gradients_of_the_whole_one_and_holds_no_layer_longer_than_it_computes(self) -> None:
         said = two_ranks(_SHARDED)
         assert [len(parts) for parts in said] == [24, 24]
-        found = [tuple(map(float, part.split())) for parts in said for part in parts]
-        assert max(off for off, _ in found) < 1e-5
-        assert {held for _, held in found} == {0.5}
+        off, held, whole = zip(*(map(float, part.split()) for parts in said for part in parts), strict=True)
+        assert max(off) < 1e-5
+        assert (set(held), set(whole)) == ({0.5}, {0})
 
     def test_gives_the_adapter_of_the_whole_one_also_to_a_job_that_was_killed(
             self, tmp_path: Path, model: str, ended: dict[int, Desk],

@@ -48,7 +48,8 @@ def shard(model: PreTrainedModel, device: str, ranks: Ranks) -> None:
     mesh = init_device_mesh(device, (ranks.count,))
     for layer in backbone(model).layers:
         trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-        fully_shard(layer, mesh=mesh, ignored_params=trained)
+        # Each layer is a root of its own, which unasked keeps its weights until the backward pass.
+        fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
     for module in model.modules():  # what was not divided
         for parameter in module.parameters(recurse=False):
             if parameter.device.type != device:
