@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from distillctl_local import engines, hardware, tracking, unsloth_engine
+from distillctl_local import engines, hardware, models, tracking, unsloth_engine
 from distillctl_local.backend import LocalBackend
 from distillctl_local.data import Row
 from distillctl_local.engines import choose_engine
@@ -17,6 +17,7 @@ from distillctl_local.settings import LocalSettings
 from support.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 from distillctl.backend import TERMINAL, BackendEnv
+from distillctl.errors import UsageError
 from distillctl.recipe.models import LoraSpec, TrainSpec
 from distillctl.testing.examples import example_job
 
@@ -150,7 +151,7 @@ class TestWhatUnslothIsTold:
             def train(self, resume_from_checkpoint: str | None) -> None:
                 assert resume_from_checkpoint == str(tmp_path)
 
-        unsloth_engine.fit(Trainer, 16, lambda: tmp_path, print)
+        unsloth_engine.fit(tiny_model("llama"), Trainer, 16, lambda: tmp_path, print)
         assert made[0].args.num_train_epochs == epochs
 
     def test_fewer_rows_at_once_where_memory_is_short(self, tmp_path: Path) -> None:
@@ -169,9 +170,42 @@ class TestWhatUnslothIsTold:
                 if self.rows > 1:
                     raise torch.OutOfMemoryError("CUDA out of memory")
 
-        unsloth_engine.fit(Trainer, 16, lambda: tmp_path, lambda message, **_: said.append(message))
+        unsloth_engine.fit(tiny_model("llama"), Trainer, 16, lambda: tmp_path,
+                           lambda message, **_: said.append(message))
         assert tried == [(rows, str(tmp_path)) for rows in (4, 2, 1)]
         assert ["2 rows" in said[0], "1 rows" in said[1]] == [True, True]
+
+    def test_memory_that_ends_before_the_first_checkpoint_lets_no_step_count_twice(self) -> None:
+        import torch
+
+        weight = torch.nn.Linear(1, 1, bias=False).weight
+        model = torch.nn.ParameterList([weight])
+        before = weight.item()
+
+        class Trainer:
+            def __init__(self, rows: int) -> None:
+                self.rows = rows
+
+            def train(self, resume_from_checkpoint: str | None) -> None:
+                weight.data += 1.0
+                if self.rows > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+
+        unsloth_engine.fit(model, Trainer, 16, lambda: None, lambda *_, **__: None)
+        assert weight.item() == pytest.approx(before + 1.0)
+
+    def test_a_mixture_keeps_its_experts(self, tmp_path: Path) -> None:
+        """Unsloth's own adapter on them could not be opened after training."""
+        sizes = {"num_local_experts": 2, "num_experts_per_tok": 1}
+        folder = str(save_tiny_model(tmp_path / "mixture", "mixtral", **sizes))
+        assert models.has_experts(folder)
+        told = unsloth_engine.adapter_arguments(TrainSpec(), LocalSettings(), experts=True)
+        assert told["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+        asked = TrainSpec(lora=LoraSpec(targets=["q_proj", "down_proj"]))
+        with pytest.raises(UsageError, match="experts"):
+            unsloth_engine.adapter_arguments(asked, LocalSettings(), experts=True)
+        told = unsloth_engine.adapter_arguments(asked, LocalSettings())
+        assert told["target_modules"] == ["q_proj", "down_proj"]
 
 
 def test_rows_as_unsloth_gets_them_are_learnt_as_ours_are(tmp_path: Path) -> None:

@@ -144,10 +144,16 @@ def layer_names(model: str, revision: str | None = None) -> set[str] | None:
     known: the model is not on this machine, or has experts, which transformers joins under other names."""
     folder = _at_hand(model, revision)
     tensors = _tensors(folder) if folder else {}
-    if not tensors or any(".experts." in name for name in tensors):
+    if not tensors or has_experts(model, revision):
         return None
     return {name.split(".")[-2] for name, tensor in tensors.items()
             if name.endswith(".weight") and len(tensor.shape) > 1} | {"lm_head"}  # which may be tied
+
+
+def has_experts(model: str, revision: str | None = None) -> bool:
+    """Whether a model that is on this machine is a mixture of experts."""
+    folder = _at_hand(model, revision)
+    return any(".experts." in name for name in (_tensors(folder) if folder else ()))
 
 
 def tokenizer_file(model: str, revision: str | None = None) -> Path | None:

@@ -13,18 +13,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distillctl.errors import Problem, UsageError
 from distillctl.recipe.models import TrainSpec
 from distillctl.types import JSON
 from distillctl_local.settings import LocalSettings
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import PeftModel
 
     from distillctl_local.data import Row
 
 ROWS_AT_ONCE = 4
-LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LAYERS = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+OF_EXPERTS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 
 def train(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSettings,
@@ -38,16 +42,17 @@ def train(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSe
     from distillctl_local.data import encode_rows
     from distillctl_local.encode import Encoder
     from distillctl_local.fit import Tell, arguments, last_checkpoint
-    from distillctl_local.models import facts_at_hand, load_tokenizer, model_folder, source_of
+    from distillctl_local.models import facts_at_hand, has_experts, load_tokenizer, model_folder, source_of
 
     weights = model_folder(job["model"], job["revision"])
+    adapter = adapter_arguments(spec, settings, has_experts(job["model"], job["revision"]))
     tokenizer = load_tokenizer(job["model"], job["revision"])
     limit = min(spec.max_length, facts_at_hand(job["model"], job["revision"]).context)
     rows = encode_rows(folder / "train.jsonl", Encoder(tokenizer), limit)
     length = max(len(row.ids) for row in rows)
     tell(f"on cuda with Unsloth {unsloth.__version__}, the base in {settings.bits or 4} bits")
     model, _ = unsloth.FastLanguageModel.from_pretrained(**model_arguments(weights, length, spec, settings))
-    model = unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(spec, settings))
+    model = unsloth.FastLanguageModel.get_peft_model(model, **adapter)
     model.peft_config["default"].base_model_name_or_path = source_of(job["model"])
     tokenizer = with_padding(tokenizer)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -58,7 +63,7 @@ def train(folder: Path, job: dict[str, JSON], spec: TrainSpec, settings: LocalSe
         return SFTTrainer(model=model, args=config, processing_class=tokenizer, callbacks=[Tell(tell)],
                           train_dataset=as_dataset(rows), data_collator=DataCollatorForSeq2Seq(tokenizer))
 
-    fit(trainer, spec.batch_size, lambda: last_checkpoint(folder), tell)
+    fit(model, trainer, spec.batch_size, lambda: last_checkpoint(folder), tell)
     return model
 
 
@@ -72,10 +77,17 @@ def model_arguments(folder: Path, length: int, spec: TrainSpec, settings: LocalS
             "random_state": spec.seed}
 
 
-def adapter_arguments(spec: TrainSpec, settings: LocalSettings) -> dict[str, Any]:
-    """For FastLanguageModel.get_peft_model."""
+def adapter_arguments(spec: TrainSpec, settings: LocalSettings, experts: bool = False) -> dict[str, Any]:
+    """For FastLanguageModel.get_peft_model. experts: the model is a mixture of them, and they stay as they
+    are: Unsloth adapts them as one tensor, which nothing else here can open. Raises UsageError where they are
+    targets."""
+    targets = spec.lora.targets or (ATTENTION if experts else LAYERS)
+    if experts and not set(targets).isdisjoint(OF_EXPERTS):
+        raise UsageError(Problem("an adapter on a mixture's experts is not possible", value=targets,
+                                 field="train.lora.targets",
+                                 hint=f"leave it out, or take of {', '.join(ATTENTION)}"))
     return {"r": spec.lora.rank, "lora_alpha": spec.lora.alpha, "lora_dropout": spec.lora.dropout,
-            "target_modules": spec.lora.targets or LAYERS, "bias": "none",
+            "target_modules": targets, "bias": "none",
             "use_gradient_checkpointing": "unsloth", "use_rslora": settings.rslora, "random_state": spec.seed}
 
 
@@ -109,13 +121,15 @@ def with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def fit(trainer: Callable[[int], Any], batch_size: int, resume: Callable[[], Path | None],
-        tell: Callable[..., None]) -> None:
-    """Train with what `trainer` makes for a number of rows at once; fewer where the memory is too small."""
+def fit(model: torch.nn.Module, trainer: Callable[[int], Any], batch_size: int,
+        resume: Callable[[], Path | None], tell: Callable[..., None]) -> None:
+    """Train `model` with what `trainer` makes for a number of rows at once; with fewer, from the last
+    checkpoint or from the beginning, where the memory is too small."""
     import torch
 
     from distillctl_local.fit import is_last, make_no_step
 
+    new = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.requires_grad]
     rows = fitting_rows(batch_size)
     while True:
         checkpoint = resume()
@@ -128,6 +142,9 @@ def fit(trainer: Callable[[int], Any], batch_size: int, resume: Callable[[], Pat
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
+        with torch.no_grad():  # the steps before a checkpoint are made again
+            for weight, value in new:
+                weight.copy_(value)
         torch.cuda.empty_cache()
         rows = fitting_rows(batch_size, rows // 2)
         tell(f"out of GPU memory: {rows} rows at once from here on, the batch stays the same",
