@@ -26,7 +26,7 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", 
               "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy",
               "https_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "DISTILLCTL_TESTING",
               "DISTILLCTL_CRASH_AT", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE",
-              "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+              "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "CUDA_DEVICE_ORDER")
 # One GPU: TRL refuses DataParallel. A thread that waits awake takes the core from another program's.
 DEFAULTS = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
             "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
