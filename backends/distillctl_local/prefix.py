@@ -133,7 +133,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, future: torch.Ten
     width, keys = len(future), k.shape[1]
     if softcap is None and (q.is_cuda or q[..., 0].numel() * keys > MANY_SCORES):
         mask = torch.cat([future.new_zeros(width, keys - width), future], 1)
-        return scaled_dot_product_attention(q, k, v, mask.repeat(q.shape[1] // width, 1), scale=scaling)
+        mask = mask.repeat(q.shape[1] // width, 1)
+        # in four dimensions: with three torch takes the plain products, which keep the scores
+        return scaled_dot_product_attention(q[None], k[None], v[None], mask, scale=scaling)[0]
     scores = torch.bmm(q * scaling, k.transpose(1, 2)).view(len(q), -1, width, keys)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
